@@ -1,0 +1,1 @@
+"""Certified repair of neural networks."""

@@ -1,0 +1,111 @@
+"""The kinds of component: the page a plugin author reads.
+
+A component is a frozen attrs class. Its fields *are* its options (see
+:func:`~advrepair.core.options.option`), line 1 of its docstring is its listing, and its base
+class below says what it chooses. Plugins choose, the core acts: only the verifier's answer
+has to be sound.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from advrepair.core.graph import Network
+from advrepair.core.rounding import Rounding
+from advrepair.core.types import Assignment, Box, Centres, LinearBound, PropertySet, SplitPlan
+
+
+class Component(ABC):
+    """What every plugin is: something with a name and options."""
+
+    name: ClassVar[str]
+
+
+class BoundFn(Protocol):
+    """A verifier made ready for one network."""
+
+    def __call__(self, params: Mapping[str, Tensor], box: Box, C: Tensor, d: Tensor) -> LinearBound:
+        """Linear lower bound of ``C f(x) + d`` over each box, f with weights params.
+
+        params: tensors by name, as ``network.tensors``. box: B boxes. C: [B,M,K]. d: [B,M].
+        Returns A [B,M,*S] and b [B,M]. A backend without a linear form returns A = 0; a row
+        with b = -inf says "I do not know". The result has the dtype of params.
+
+        It must be pure, without a branch on the values of tensors, if the verifier says
+        ``batchable``: the core maps it over patches with ``torch.func.vmap``.
+        """
+        ...
+
+
+class Verifier(Component):
+    """Bounds margins. The one kind whose answers must be sound.
+
+    differentiable: gradients flow from the bound to params. batchable: see BoundFn.
+    rigorous: with ``rounding`` the bound holds in exact arithmetic for the function that
+    rounding names, and carries ``magnitude``; only such a verifier can state a certificate.
+    """
+
+    differentiable: ClassVar[bool]
+    batchable: ClassVar[bool]
+    rigorous: ClassVar[bool]
+
+    @abstractmethod
+    def prepare(self, network: Network, rounding: Rounding | None = None) -> BoundFn:
+        """Make ready for a network; rounding None asks for plain floating-point bounds.
+
+        Raises UnsupportedNetworkError here, naming the node, for an operation it cannot bound.
+        """
+
+
+class Indicator(Component):
+    """Says which patch serves which property.
+
+    allocator: name of the allocator that goes with it unless the user names another.
+    """
+
+    allocator: ClassVar[str]
+
+    @abstractmethod
+    def assign(self, properties: PropertySet) -> Assignment:
+        """One patch for every property."""
+
+
+class Refiner(Component):
+    """Says where to split a piece that could not be proved."""
+
+    @abstractmethod
+    def choose(self, box: Box, margin: Tensor, slope: Tensor, budget: int) -> SplitPlan:
+        """Pick at most budget pieces and a dimension for each; an empty plan stops.
+
+        box: B pieces. margin: their worst group, [B], <= 0 where not proved. slope: the
+        gradient of each piece's loss in the input, [B,*S].
+        """
+
+
+class Allocator(Component):
+    """Says which patches an input outside every repaired box gets."""
+
+    @abstractmethod
+    def allocate(self, x: Tensor, logits: Tensor, centres: Centres) -> Tensor:
+        """Patches of each query: bool [N,Q]; they are summed.
+
+        x: queries [N,*S]. logits: of the base network on them, [N,K].
+        """
+
+
+class Attack(Component):
+    """Searches for counterexamples."""
+
+    @abstractmethod
+    def perturb(
+        self, model: nn.Module, properties: PropertySet, start: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """One point per property, inside its box, where its margin is as low as found.
+
+        model: [N,*S] to [N,K], differentiable. start: [P,*S], where to begin.
+        """

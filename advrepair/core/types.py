@@ -1,0 +1,320 @@
+"""The words of the design as data. Shape letters: ``docs/shapes.md``.
+
+**P** properties, **Q** patches, **B** boxes in flight, **N** points, ***S** input shape,
+**K** outputs, **M** rows of C, **G** groups. A positive margin is safe.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from advrepair.core.errors import UsageError
+from advrepair.core.rounding import UNIT64, above, gamma, round_down, round_up
+
+Dtype = torch.dtype
+
+
+class Status(enum.StrEnum):
+    """What is known about a property of the repaired network."""
+
+    CERTIFIED = "certified"
+    FALSIFIED = "falsified"
+    UNKNOWN = "unknown"
+
+    @property
+    def sentence(self) -> str:
+        """The sentence a user sees."""
+        return {
+            Status.CERTIFIED: "proved for every input of the region",
+            Status.FALSIFIED: "a counterexample remains in the region",
+            Status.UNKNOWN: "neither proved nor refuted; do not count it as repaired",
+        }[self]
+
+
+def _expand(value: Tensor, like: Tensor) -> Tensor:
+    """Align [B,*S] with rows [B,M,*S]."""
+    return value.unsqueeze(1).to(like.dtype)
+
+
+@frozen(eq=False)
+class Box:
+    """Axis-parallel input regions, faces included.
+
+    lower, upper: [B,*S], same dtype; lower <= upper everywhere (see :meth:`checked`).
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    def __attrs_post_init__(self) -> None:
+        if self.lower.shape != self.upper.shape or self.lower.dtype != self.upper.dtype:
+            raise UsageError(
+                f"box: lower {tuple(self.lower.shape)} {self.lower.dtype} and upper "
+                f"{tuple(self.upper.shape)} {self.upper.dtype} must agree"
+            )
+
+    @classmethod
+    def checked(cls, lower: Tensor, upper: Tensor) -> Box:
+        """Build from outside data; raises UsageError for NaN or an inverted box."""
+        box = cls(lower, upper)
+        if not bool((lower <= upper).all()):
+            raise UsageError("box: a lower bound is above its upper bound, or a bound is NaN")
+        return box
+
+    @classmethod
+    def around(cls, x: Tensor, epsilon: float, clip: tuple[float, float] | None = None) -> Box:
+        """Balls of L-infinity radius epsilon around x, rounded outward, then clipped.
+
+        Every point computed in x's dtype as ``clip(x ± epsilon)`` lies inside, although
+        epsilon itself may round up in that dtype.
+
+        x: centres, [B,*S]. epsilon: in input units. clip: the input range.
+        """
+        wide = max(epsilon, torch.tensor(epsilon, dtype=x.dtype).double().item())
+        exact = x.double()
+        # One step outward in float64 covers the rounding of the subtraction itself.
+        low = torch.nextafter(exact - wide, torch.full_like(exact, -torch.inf))
+        high = torch.nextafter(exact + wide, torch.full_like(exact, torch.inf))
+        lower, upper = round_down(low, x.dtype), round_up(high, x.dtype)
+        if clip is not None:
+            lower, upper = lower.clamp(min=clip[0]), upper.clamp(max=clip[1])
+        return cls.checked(lower, upper)
+
+    def __len__(self) -> int:
+        return self.lower.shape[0]
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> Box:
+        return Box(self.lower[index], self.upper[index])
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """*S."""
+        return tuple(self.lower.shape[1:])
+
+    @property
+    def center(self) -> Tensor:
+        """Midpoints, [B,*S], in the box's dtype."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        """Half widths, [B,*S]."""
+        return (self.upper - self.lower) / 2
+
+    def to(self, dtype: Dtype) -> Box:
+        """The same numbers in a wider dtype; raises UsageError if a bound would change."""
+        lower, upper = self.lower.to(dtype), self.upper.to(dtype)
+        if torch.finfo(dtype).eps > torch.finfo(self.lower.dtype).eps:
+            raise UsageError("box: narrowing the dtype would move its faces")
+        return Box(lower, upper)
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """Nearest points of the box, [B,*S]."""
+        return torch.minimum(torch.maximum(x, self.lower), self.upper)
+
+    def holds(self, x: Tensor) -> Tensor:
+        """Whether point i lies in box i: bool [B], exact comparison."""
+        inside = (self.lower <= x) & (x <= self.upper)
+        return inside.flatten(1).all(1)
+
+    def split(self, dim: Tensor) -> tuple[Box, Box]:
+        """Bisect every box along its flat dimension dim, [B]. The halves share the cut."""
+        cut = self.center.flatten(1).gather(1, dim[:, None])
+        upper = self.upper.flatten(1).scatter(1, dim[:, None], cut)
+        lower = self.lower.flatten(1).scatter(1, dim[:, None], cut)
+        shape = self.lower.shape
+        return Box(self.lower, upper.view(shape)), Box(lower.view(shape), self.upper)
+
+
+@frozen(eq=False)
+class LinearBound:
+    """``A.x + b <= C f(x) + d`` for every x in the box it was made for.
+
+    A: [B,M,*S]. b: [B,M]. magnitude: [B,K], ``|f(x)|`` is at most that on the box; present
+    when rounding was accounted for. Bounds of f and of g add up to a bound of f + g.
+    """
+
+    A: Tensor
+    b: Tensor
+    magnitude: Tensor | None = None
+
+    def __add__(self, other: LinearBound) -> LinearBound:
+        return LinearBound(self.A + other.A, self.b + other.b)
+
+    def __getitem__(self, index: Tensor | slice) -> LinearBound:
+        size = None if self.magnitude is None else self.magnitude[index]
+        return LinearBound(self.A[index], self.b[index], size)
+
+    def to(self, dtype: Dtype) -> LinearBound:
+        """Rounded to another dtype (for training; a certificate uses the float64 rows)."""
+        return LinearBound(self.A.to(dtype), self.b.to(dtype))
+
+    def minimum(self, box: Box) -> Tensor:
+        """Lower bound of the rows over the box, [B,M], in the rows' dtype.
+
+        Sound: A.x >= A.c - |A|.r for x = c + s r, |s| <= 1; up to rounding.
+        """
+        center, radius = _expand(box.center, self.A), _expand(box.radius, self.A)
+        return (self.A * center - self.A.abs() * radius).flatten(2).sum(2) + self.b
+
+    def minimum_rigorous(self, box: Box) -> Tensor:
+        """Lower bound of the rows over the box, [B,M], valid in exact arithmetic.
+
+        Sound: with m = max(|lower|, |upper|) every term of :meth:`minimum` is at most
+        3|A|m in absolute value, center and radius err by u m each, and a sum of k terms by
+        gamma(k) of the absolute sum; all of it is subtracted. float64 rows only.
+        """
+        if self.A.dtype != torch.float64:
+            raise UsageError("a rigorous minimum needs float64 rows")
+        box = box.to(torch.float64)
+        size = _expand(torch.maximum(box.lower.abs(), box.upper.abs()), self.A)
+        absolute = (self.A.abs() * size).flatten(2).sum(2)
+        terms = 2 * box.lower[0].numel() + 8
+        error = above(3 * (gamma(terms) + 4 * UNIT64) * absolute + gamma(8) * self.b.abs())
+        return self.minimum(box) - error
+
+
+def group_margin(margin: Tensor, group: Tensor) -> Tensor:
+    """Margin of every group: the largest of its rows.
+
+    margin: [P,M]. group: [P,M], the group of each row from 0, or -1 for padding.
+    Returns [P,G]; a group that a property does not have is +inf.
+    """
+    count = int(group.max()) + 1
+    if group.shape[1] == count and bool((group == torch.arange(count)).all()):
+        return margin
+    column = torch.where(group < 0, count, group)
+    start = margin.new_full((len(margin), count + 1), -torch.inf)
+    best = start.scatter_reduce(1, column, margin, "amax", include_self=True)[:, :count]
+    absent = torch.ones_like(start, dtype=torch.bool).scatter(1, column, False)[:, :count]
+    return best.masked_fill(absent, torch.inf)
+
+
+def worst_margin(margin: Tensor, group: Tensor) -> Tensor:
+    """Margin of every property, [P]: its worst group. Positive iff the property holds."""
+    return group_margin(margin, group).min(1).values
+
+
+@frozen(eq=False)
+class PropertySet:
+    """What is demanded: on each box every group has a row of ``C y + d`` that is > 0.
+
+    box: P boxes. C: [P,M,K]. d: [P,M]. group: [P,M], -1 pads. label, target: [P], -1 when
+    there is none. center: [P,*S], the input each box was built around. names: for people.
+    """
+
+    box: Box
+    C: Tensor
+    d: Tensor
+    group: Tensor
+    label: Tensor
+    target: Tensor
+    center: Tensor
+    names: tuple[str, ...]
+
+    def __attrs_post_init__(self) -> None:
+        count, rows = len(self.box), self.C.shape[1]
+        shapes = {
+            "C": (self.C.shape[:2], (count, rows)),
+            "d": (self.d.shape, (count, rows)),
+            "group": (self.group.shape, (count, rows)),
+            "label": (self.label.shape, (count,)),
+            "target": (self.target.shape, (count,)),
+            "center": (self.center.shape, self.box.lower.shape),
+            "names": ((len(self.names),), (count,)),
+        }
+        for name, (have, want) in shapes.items():
+            if tuple(have) != tuple(want):
+                raise UsageError(f"properties: {name} has shape {tuple(have)}, not {tuple(want)}")
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def __getitem__(self, index: Tensor) -> PropertySet:
+        return PropertySet(
+            self.box[index],
+            self.C[index],
+            self.d[index],
+            self.group[index],
+            self.label[index],
+            self.target[index],
+            self.center[index],
+            tuple(self.names[i] for i in index.tolist()),
+        )
+
+    def margin(self, y: Tensor) -> Tensor:
+        """Margin of output i under property i: [P] from y [P,K]; holds iff > 0.
+
+        Computed in float64, where float32 differences are exact enough to keep their sign.
+        """
+        rows = torch.einsum("pmk,pk->pm", self.C.double(), y.double()) + self.d.double()
+        return worst_margin(rows, self.group)
+
+    def violated(self, y: Tensor) -> Tensor:
+        """Whether output i breaks property i: bool [P]. A tie and a NaN break it."""
+        return ~(self.margin(y) > 0)
+
+    def identifiers(self) -> tuple[str, ...]:
+        """A name of each property that depends on nothing but its own content."""
+        parts = (self.box.lower, self.box.upper, self.C, self.d, self.group)
+        rows = zip(*(part.flatten(1).cpu().numpy() for part in parts), strict=True)
+        return tuple(
+            hashlib.sha256(b"".join(part.tobytes() for part in row)).hexdigest()[:16]
+            for row in rows
+        )
+
+
+@frozen(eq=False)
+class Assignment:
+    """Which patch serves which property.
+
+    patch: [P], the patch that is on in that property's box. names: one per patch, [Q].
+    """
+
+    patch: Tensor
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def checked(self, properties: int) -> Assignment:
+        """Raises UsageError unless every property has a patch and every patch a property."""
+        if tuple(self.patch.shape) != (properties,):
+            raise UsageError(f"assignment: patch has shape {tuple(self.patch.shape)}")
+        if sorted(set(self.patch.tolist())) != list(range(len(self.names))):
+            raise UsageError("assignment: patches must be numbered 0..Q-1, each of them in use")
+        return self
+
+
+@frozen(eq=False)
+class Centres:
+    """What an allocator may know about the repaired inputs.
+
+    x: [P,*S]. logits: of the base network there, [P,K]. label, target, patch: [P].
+    patches: Q.
+    """
+
+    x: Tensor
+    logits: Tensor
+    label: Tensor
+    target: Tensor
+    patch: Tensor
+    patches: int
+
+    def to_patches(self, chosen: Tensor) -> Tensor:
+        """Patches of the chosen properties: bool [N,P] to bool [N,Q]."""
+        serves = torch.nn.functional.one_hot(self.patch, self.patches).to(chosen.device)
+        return (chosen.float() @ serves.float()) > 0
+
+
+@frozen(eq=False)
+class SplitPlan:
+    """Where to cut. piece: [T], indices of the pieces to bisect. dim: [T], flat dimension."""
+
+    piece: Tensor
+    dim: Tensor
