@@ -17,6 +17,8 @@ from advrepair.core.errors import UsageError
 from advrepair.core.rounding import UNIT64, above, gamma, round_down, round_up
 
 Dtype = torch.dtype
+_PROBES = 24  # coordinates compared before the rest; any number is exact
+_BLOCK = 2048  # rows compared at a time, for bounded memory
 
 
 class Status(enum.StrEnum):
@@ -36,9 +38,9 @@ class Status(enum.StrEnum):
         }[self]
 
 
-def _expand(value: Tensor, like: Tensor) -> Tensor:
-    """Align [B,*S] with rows [B,M,*S]."""
-    return value.unsqueeze(1).to(like.dtype)
+def _dot(A: Tensor, value: Tensor) -> Tensor:
+    """Rows [B,M,*S] times points [B,*S]: [B,M]."""
+    return (A.flatten(2) @ value.to(A.dtype).flatten(1).unsqueeze(2)).squeeze(2)
 
 
 @frozen(eq=False)
@@ -122,6 +124,36 @@ class Box:
         inside = (self.lower <= x) & (x <= self.upper)
         return inside.flatten(1).all(1)
 
+    def meets(self, other: Box) -> Tensor:
+        """All pairs (i, j) for which box i of other and box j of this one share a point.
+
+        Exact comparison, so with points as boxes of zero width it is *the* membership test.
+        Coordinates that tell boxes apart are compared first; the few pairs that are left
+        are compared in full. Returns [pairs, 2], sorted.
+        """
+        mine, theirs = (self.lower.flatten(1), self.upper.flatten(1)), other
+        low, high = theirs.lower.flatten(1), theirs.upper.flatten(1)
+        telling = mine[0].double().var(0, correction=0).topk(min(_PROBES, low.shape[1])).indices
+        found = []
+        for start in range(0, len(low), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            near = torch.ones(len(low[part]), len(self), dtype=torch.bool, device=low.device)
+            for axis in telling.tolist():
+                near &= mine[0][:, axis] <= high[part, axis, None]
+                near &= low[part, axis, None] <= mine[1][:, axis]
+            for pairs in near.nonzero().split(_BLOCK):
+                i, j = pairs[:, 0] + start, pairs[:, 1]
+                full = (mine[0][j] <= high[i]) & (low[i] <= mine[1][j])
+                found.append(torch.stack([i, j], 1)[full.all(1)])
+        return torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long)
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first box that holds each point: [N], -1 where there is none."""
+        pairs = self.meets(Box(x, x))
+        none = torch.full((len(x),), len(self), dtype=torch.long, device=x.device)
+        index = none.scatter_reduce(0, pairs[:, 0], pairs[:, 1], "amin")
+        return torch.where(index == len(self), -1, index)
+
     def split(self, dim: Tensor) -> tuple[Box, Box]:
         """Bisect every box along its flat dimension dim, [B]. The halves share the cut."""
         cut = self.center.flatten(1).gather(1, dim[:, None])
@@ -159,8 +191,7 @@ class LinearBound:
 
         Sound: A.x >= A.c - |A|.r for x = c + s r, |s| <= 1; up to rounding.
         """
-        center, radius = _expand(box.center, self.A), _expand(box.radius, self.A)
-        return (self.A * center - self.A.abs() * radius).flatten(2).sum(2) + self.b
+        return _dot(self.A, box.center) - _dot(self.A.abs(), box.radius) + self.b
 
     def minimum_rigorous(self, box: Box) -> Tensor:
         """Lower bound of the rows over the box, [B,M], valid in exact arithmetic.
@@ -172,8 +203,7 @@ class LinearBound:
         if self.A.dtype != torch.float64:
             raise UsageError("a rigorous minimum needs float64 rows")
         box = box.to(torch.float64)
-        size = _expand(torch.maximum(box.lower.abs(), box.upper.abs()), self.A)
-        absolute = (self.A.abs() * size).flatten(2).sum(2)
+        absolute = _dot(self.A.abs(), torch.maximum(box.lower.abs(), box.upper.abs()))
         terms = 2 * box.lower[0].numel() + 8
         error = above(3 * (gamma(terms) + 4 * UNIT64) * absolute + gamma(8) * self.b.abs())
         return self.minimum(box) - error

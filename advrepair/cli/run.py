@@ -1,0 +1,148 @@
+"""``advrepair run``: repair, certify, evaluate, write."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from advrepair.core.errors import UsageError
+
+Text = str | None
+
+
+def _flag(metavar: str, help: str) -> Any:
+    return typer.Option(metavar=metavar, help=help)
+
+
+def run(
+    network: Annotated[
+        Text,
+        typer.Argument(
+            metavar="NETWORK",
+            help="ONNX file, or safetensors/torch weights with --factory. "
+            "Left out: the bundled digits demo."
+        ),
+    ] = None,
+    data: Annotated[Text, _flag("NPZ", "Inputs x and labels y.")] = None,
+    factory: Annotated[
+        Text, _flag("PACKAGE.MODULE:FUNCTION", "Builds the module of the weights.")
+    ] = None,
+    epsilon: Annotated[Text, _flag("NUMBER", "Radius in input units: 0.1 or 8/255.")] = None,
+    count: Annotated[Text, _flag("INTEGER", "How many counterexamples to repair.")] = None,
+    input_range: Annotated[Text, _flag("LOW,HIGH", "Range of the inputs; [] for none.")] = None,
+    indicator: Annotated[Text, _flag("NAME", "Says which patch serves which property.")] = None,
+    verifier: Annotated[Text, _flag("NAME", "Bounds the margins that training raises.")] = None,
+    certifier: Annotated[Text, _flag("NAME", "Rigorous verifier of the certificate.")] = None,
+    allocator: Annotated[Text, _flag("NAME", "Patches of inputs outside the balls.")] = None,
+    refiner: Annotated[Text, _flag("NAME", "Says where to split what is not proved.")] = None,
+    attack: Annotated[Text, _flag("NAME", "Searches for counterexamples.")] = None,
+    preset: Annotated[Text, _flag("NAME", "Values beneath all others: default, paper.")] = None,
+    level: Annotated[
+        Text, _flag("NAME", "Arithmetic certified: real, deployed-float32, deployed-float64.")
+    ] = None,
+    seed: Annotated[Text, _flag("INTEGER", "Seed of everything random.")] = None,
+    config: Annotated[Text, _flag("FILE", "TOML, such as the run.toml of a run.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.OPTION=VALUE",
+            help="Any option of the core or a component; repeatable. "
+            "'advrepair plugins NAME' lists them.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where to write. Left out: runs/<network>."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON and nothing else.")
+    ] = False,
+    require_certified: Annotated[
+        bool,
+        typer.Option("--require-certified", help="Exit with 1 unless every property is proved."),
+    ] = False,
+) -> None:
+    """Repair a network, certify and evaluate the repair, and write it all to a folder.
+
+    Flags win over --config, and --set wins over flags.
+    """
+    if force and resume:
+        raise UsageError("--force and --resume exclude each other: choose one")
+    flags: dict[str, dict[str, Text]] = {
+        "problem": {
+            "network": network,
+            "factory": factory,
+            "data": data,
+            "epsilon": epsilon,
+            "count": count,
+            "input_range": input_range,
+        },
+        "plan": {
+            "indicator": indicator,
+            "verifier": verifier,
+            "certifier": certifier,
+            "allocator": allocator,
+            "refiner": refiner,
+            "attack": attack,
+        },
+        "certification": {"level": level},
+        "run": {"preset": preset, "seed": seed},
+    }
+    report = _repair(config, flags, settings or [], out, force, resume, as_json)
+    if require_certified and not _all_certified(report):
+        print("error: not every property is certified (--require-certified)", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _repair(
+    config: Text,
+    flags: dict[str, dict[str, Text]],
+    settings: list[str],
+    out: Path | None,
+    force: bool,
+    resume: bool,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Resolve what the user said, run it, and print the result."""
+    from advrepair.cli import show
+    from advrepair.core.config import parse_setting, read_toml, resolve
+    from advrepair.core.registry import Registry
+
+    layers = [] if config is None else [read_toml(config)]
+    layers.append(_given(flags))
+    layers.extend(parse_setting(text) for text in settings)
+    registry = Registry.load()
+    configuration = resolve(registry, layers)
+    folder = out or Path("runs") / Path(configuration.problem.network).stem
+
+    from advrepair.core import pipeline
+
+    with show.progress(silent=as_json) as progress:
+        report = pipeline.run(configuration, registry, folder, progress, force=force, resume=resume)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        show.print_report(report, show.console())
+    return report
+
+
+def _given(flags: dict[str, dict[str, Text]]) -> dict[str, dict[str, object]]:
+    """The layer of those flags that were really given."""
+    layer: dict[str, dict[str, object]] = {}
+    for section, options in flags.items():
+        given = {name: value for name, value in options.items() if value is not None}
+        if given:
+            layer[section] = dict(given)
+    return layer
+
+
+def _all_certified(report: dict[str, Any]) -> bool:
+    properties = report["properties"]
+    return bool(properties["certified"] == properties["total"])

@@ -1,0 +1,309 @@
+"""What a terminal shows: progress, the table of a run, the listing of plugins.
+
+Nothing here is wider than :data:`WIDTH`, in a terminal or a pipe.
+"""
+
+import json
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self, TextIO
+
+import attrs
+from rich import progress as rich_progress
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from advrepair.core.options import Option
+from advrepair.core.registry import Entry
+
+WIDTH = 100
+LOG_EVERY = 3.0
+RATES = ("RSR", "RGR", "DD")
+LEGEND = (
+    "RSR: repaired examples now right; RGR: other adversarial examples in their balls now right; "
+    "DD: accuracy lost on test data; -: not measured."
+)
+
+ProgressFn = Callable[[str, int, int], None]
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on stdout, or on the stream, of at most WIDTH columns."""
+    made = Console(file=stream, highlight=False, emoji=False, markup=False)
+    made.width = min(made.width, WIDTH) if made.is_terminal else WIDTH
+    return made
+
+
+def progress(silent: bool = False) -> AbstractContextManager[ProgressFn]:
+    """The progress that fits stderr: a bar in a terminal, lines elsewhere."""
+    if silent:
+        return nullcontext(lambda stage, done, total: None)
+    screen = console(sys.stderr)
+    return TerminalProgress(screen) if screen.is_interactive else LogProgress()
+
+
+@attrs.define
+class Stage:
+    """A stage under way. total: 0 when unknown."""
+
+    name: str
+    started: float
+    done: int = 0
+    total: int = 0
+    finished: bool = False
+
+    @property
+    def count(self) -> str:
+        """How far it is: ``30/50``, or ``30`` when the total is unknown."""
+        return f"{self.done}/{self.total}" if self.total else str(self.done or "")
+
+    def eta(self, now: float) -> str:
+        """Time left at the pace so far, or nothing when that is unknown."""
+        if not 0 < self.done < self.total:
+            return ""
+        return f"eta {seconds((now - self.started) / self.done * (self.total - self.done))}"
+
+
+class StageProgress(ABC):
+    """Follows ``progress(stage, done, total)`` and says when a stage moves and ends.
+
+    A stage ends when it is done, when another begins, or with the ``with`` block.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._stage: Stage | None = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say how far a stage is; total 0 means unknown."""
+        current, over = self._stage, bool(total) and done >= total
+        if current is None or current.name != stage or (current.finished and not over):
+            self._finish()
+            current = self._stage = Stage(stage, self.clock())
+        if current.finished:
+            return
+        current.done, current.total = done, total
+        if over:
+            self._finish()
+        else:
+            self.move(current)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._stage is not None and not self._stage.finished:
+            self._stage.finished = True
+            took = seconds(self.clock() - self._stage.started)
+            self.end(_joined(self._stage.name, self._stage.count, took))
+
+    @abstractmethod
+    def move(self, stage: Stage) -> None:
+        """A stage has begun or moved."""
+
+    @abstractmethod
+    def end(self, line: str) -> None:
+        """A stage has ended; line says which, how much and how long."""
+
+
+class TerminalProgress(StageProgress):
+    """A bar with the time left; a finished stage leaves one line with its seconds."""
+
+    def __init__(self, screen: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self._bar = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}", markup=False),
+            rich_progress.BarColumn(),
+            rich_progress.TextColumn("{task.fields[left]}", markup=False),
+            console=screen,
+            transient=True,
+            refresh_per_second=4,
+        )
+        self._task: rich_progress.TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        super().__exit__(kind, *rest)
+        self._bar.stop()
+
+    def move(self, stage: Stage) -> None:
+        """Move the bar."""
+        if self._task is None:
+            self._task = self._bar.add_task(stage.name, total=None, left="")
+        left = _joined(stage.count, stage.eta(self.clock()))
+        self._bar.update(self._task, completed=stage.done, total=stage.total or None, left=left)
+
+    def end(self, line: str) -> None:
+        """Put the line in the bar's place."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        self._bar.console.print(Text(line))
+
+
+class LogProgress(StageProgress):
+    """Plain lines, at most one in LOG_EVERY seconds, and one at the end of each stage."""
+
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(clock)
+        self._stream = stream or sys.stderr
+        self._written = clock()
+
+    def move(self, stage: Stage) -> None:
+        """Write a line when the last is old enough."""
+        now = self.clock()
+        if now - self._written >= LOG_EVERY:
+            self.end(_joined(stage.name, stage.count, stage.eta(now)))
+
+    def end(self, line: str) -> None:
+        """Write the line."""
+        self._written = self.clock()
+        print(line, file=self._stream, flush=True)
+
+
+def _joined(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)
+
+
+def seconds(value: float) -> str:
+    """A time for people: ``0.4 s``, ``12 s``, ``3 min 20 s``."""
+    if value < 9.95:
+        return f"{value:.1f} s"
+    whole = round(value)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def _rate(value: float | None) -> str:
+    """Per cent; what is not all is not shown as all."""
+    if value is None:
+        return "-"
+    shown = f"{100 * value:.1f}"
+    return "99.9 %" if shown == "100.0" and value < 1 else f"{shown} %"
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    problem, counts = report["problem"], report["properties"]
+    certified, total = counts["certified"], counts["total"]
+    line = f"{certified} of {total} properties certified ({problem['level']})"
+    if problem.get("epsilon") is not None and certified:
+        which = "the" if certified == total else "those"
+        images = "image" if certified == 1 else "images"
+        near = f"within {problem['epsilon']:g} of {which} {certified} {images}"
+        line += f"; every input {near} keeps its label"
+    rest = [f"{counts[key]} {key}" for key in ("falsified", "unknown") if counts.get(key)]
+    return f"{line}; {', '.join(rest)}" if rest else line
+
+
+def _rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    total, baseline = report["properties"]["total"], report.get("baseline", {})
+    repair = {**report["metrics"], "certified": report["properties"]["certified"]}
+    named = {
+        "repair": repair,
+        "constant-bias": baseline.get("constant-bias"),
+        "unrepaired": baseline.get("none"),
+    }
+    for name, figures in named.items():
+        figures = figures or {}
+        certified = figures.get("certified")
+        shown = "-" if certified is None else f"{certified}/{total}"
+        yield (name, shown, *(_rate(figures.get(rate)) for rate in RATES))
+
+
+def _facts(report: Mapping[str, Any]) -> Iterable[str]:
+    patches, spent = report["patches"], report["seconds"]
+    constant = report["properties"].get("constant", 0)
+    yield (
+        f"patches: {patches['count']} with {patches['parameters']} parameters, "
+        f"{_bytes(patches['bytes'])}, {patches['ratio_to_network']:.3g} x the network; "
+        f"constant for {constant} properties"
+    )
+    stages = {key: value for key, value in spent.items() if key != "total" and value is not None}
+    times = [f"{key} {value:.1f}" for key, value in stages.items()]
+    yield f"seconds: {', '.join([*times, 'total ' + format(spent['total'], '.1f')])}"
+    yield f"peak memory: {_bytes(report['peak_memory_bytes'])}"
+    yield from (f"note: {note}" for note in report.get("notes", ()))
+    yield f"files: {report['folder']}"
+
+
+def print_report(report: Mapping[str, Any], screen: Console) -> None:
+    """The headline, the table with the trivial baseline, what it cost, what is not proved."""
+    _say(screen, _headline(report))
+    _table(screen, ("", "certified", *RATES), _rows(report), right=True)
+    _say(screen, LEGEND)
+    for line in _facts(report):
+        _say(screen, line)
+
+
+def print_listing(entries: Iterable[Entry], screen: Console) -> None:
+    """Components by kind, then what cannot be used, each with its reason."""
+    entries = list(entries)
+    usable = [entry for entry in entries if entry.problem is None]
+    rows = [(each.kind, each.name, _origin(each), each.summary) for each in usable]
+    _table(screen, ("kind", "name", "distribution", "summary"), rows)
+    broken = [entry for entry in entries if entry.problem is not None]
+    if broken:
+        _say(screen, "Cannot be used:")
+        for each in broken:
+            _say(screen, f"  {each.kind} {each.name} ({_origin(each)}): {each.problem}")
+
+
+def print_options(entry: Entry, screen: Console) -> None:
+    """A component and its options."""
+    _say(screen, f"{entry.name} ({entry.kind}, {_origin(entry)}): {entry.summary}")
+    if entry.problem is not None:
+        _say(screen, f"cannot be used: {entry.problem}")
+    elif not entry.options:
+        _say(screen, "no options")
+    else:
+        rows = [(each.name, each.type, _default(each), _help(each)) for each in entry.options]
+        _table(screen, ("option", "type", "default", "help"), rows)
+
+
+def _origin(entry: Entry) -> str:
+    return f"{entry.distribution} {entry.version}".strip() or "-"
+
+
+def _default(each: Option) -> str:
+    return json.dumps(each.default, ensure_ascii=False)
+
+
+def _help(each: Option) -> str:
+    return f"{each.help} ({each.limits})" if each.limits else each.help
+
+
+def _say(screen: Console, line: str) -> None:
+    screen.print(Text(line, overflow="fold"), width=min(screen.width, WIDTH))
+
+
+def _table(
+    screen: Console, head: Iterable[str], rows: Iterable[tuple[str, ...]], right: bool = False
+) -> None:
+    """A table whose long cells fold; right: all but the first column to the right."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, title in enumerate(head):
+        table.add_column(title, overflow="fold", justify="right" if right and index else "left")
+    for row in rows:
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    screen.print(table, width=min(screen.width, WIDTH))

@@ -1,0 +1,196 @@
+"""Search for counterexamples: before the repair, after it, and to test generalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+
+from advrepair.core.data import Dataset
+from advrepair.core.errors import UsageError
+from advrepair.core.graph import Network
+from advrepair.core.interfaces import Attack
+from advrepair.core.properties import robustness
+from advrepair.core.types import Box, PropertySet
+
+_AT_ONCE = 256
+Advance = Callable[[int], None]
+
+
+@frozen(eq=False)
+class Problem:
+    """What is to be repaired: P properties, and a counterexample of each, [P,*S]."""
+
+    properties: PropertySet
+    x_adv: Tensor
+
+
+def generator(seed: int, purpose: int) -> torch.Generator:
+    """A generator for one purpose, so that stages do not share their random numbers."""
+    return torch.Generator().manual_seed(seed * 1000 + purpose)
+
+
+def find_counterexamples(
+    network: Network,
+    data: Dataset,
+    epsilon: float,
+    count: int,
+    clip: tuple[float, float] | None,
+    attack: Attack,
+    seed: int,
+    advance: Advance,
+) -> Problem:
+    """The first count inputs that are classified correctly and have a counterexample.
+
+    advance: told how many have been found so far.
+    Raises UsageError if the attack finds fewer than count.
+    """
+    noise = generator(seed, 1)
+    found: list[Problem] = []
+    have = tried = 0
+    for index in torch.arange(len(data)).split(_AT_ONCE):
+        x, y = data.images(index), data.labels[index]
+        right = _logits(network, x).argmax(1) == y
+        tried += int(right.sum())
+        asked = balls(network, data, index[right], epsilon, clip)
+        x_adv = perturb(attack, network, asked, asked.center, noise)
+        kept = asked.violated(_logits(network, x_adv)).nonzero()[:, 0][: count - have]
+        found.append(Problem(asked[kept], x_adv[kept]))
+        have += len(kept)
+        advance(have)
+        if have == count:
+            return join(found)
+    raise UsageError(
+        f"count is {count}: the attack finds {have} counterexamples at epsilon {epsilon:g} among "
+        f"the {tried} correctly classified inputs of {data.name}; "
+        + (f"use --count {have} or a larger --epsilon" if have else "use a larger --epsilon")
+    )
+
+
+def given_counterexamples(
+    network: Network,
+    data: Dataset,
+    epsilon: float,
+    count: int,
+    clip: tuple[float, float] | None,
+) -> Problem:
+    """The first count inputs whose x_adv the network gets wrong.
+
+    Raises UsageError if an x_adv lies outside its ball, or for fewer than count.
+    """
+    found: list[Problem] = []
+    have = 0
+    for index in torch.arange(len(data)).split(_AT_ONCE):
+        asked = balls(network, data, index, epsilon, clip)
+        x_adv = data.adversarial(index)
+        if bool((outside := ~asked.box.holds(x_adv)).any()):
+            row = int(index[outside][0])
+            raise UsageError(
+                f"x_adv row {row} lies outside the ball of radius {epsilon:g} around x row {row}; "
+                "use a larger --epsilon or correct the file"
+            )
+        kept = asked.violated(_logits(network, x_adv)).nonzero()[:, 0][: count - have]
+        found.append(Problem(asked[kept], x_adv[kept]))
+        have += len(kept)
+        if have == count:
+            return join(found)
+    raise UsageError(
+        f"count is {count}: the network is wrong on {have} of the {len(data)} x_adv; "
+        + (f"use --count {have}" if have else "there is nothing to repair")
+    )
+
+
+def generalisation_set(
+    network: Network, problem: Problem, attack: Attack, samples: int, seed: int, advance: Advance
+) -> tuple[Tensor, Tensor]:
+    """Up to ``samples`` further counterexamples of every property, for RGR.
+
+    Returns points [N,*S] and the property of each, [N]. They differ from x_adv.
+    """
+    noise = generator(seed, 2)
+    points, owners = [], []
+    every = torch.arange(len(problem.properties)).repeat_interleave(samples)
+    for index in every.split(_AT_ONCE):
+        asked, known = problem.properties[index], problem.x_adv[index]
+        start = uniform(asked.box, noise)
+        x = perturb(attack, network, asked, start, noise)
+        new = asked.violated(_logits(network, x)) & (x != known).flatten(1).any(1)
+        points.append(x[new])
+        owners.append(index[new])
+        advance(len(index))
+    return torch.cat(points), torch.cat(owners)
+
+
+def counterexamples_left(
+    model: nn.Module, problem: Problem, attack: Attack, seed: int, advance: Advance
+) -> Tensor:
+    """Properties of which the attack, or x_adv itself, finds a violation by model: bool [P]."""
+    noise = generator(seed, 3)
+    hits = []
+    for index in torch.arange(len(problem.properties)).split(_AT_ONCE):
+        asked, x_adv = problem.properties[index], problem.x_adv[index]
+        x = perturb(attack, model, asked, asked.box.clamp(asked.center), noise)
+        hit = asked.violated(_logits(model, x)) | asked.violated(_logits(model, x_adv))
+        hits.append(hit)
+        advance(len(index))
+    return torch.cat(hits)
+
+
+def perturb(
+    attack: Attack, model: nn.Module, properties: PropertySet, start: Tensor, noise: torch.Generator
+) -> Tensor:
+    """Run an attack and hold it to its promise: every point lies in its box."""
+    x = attack.perturb(model, properties, start, noise).detach()
+    return properties.box.clamp(torch.where(x.isnan(), start, x))
+
+
+def uniform(box: Box, noise: torch.Generator) -> Tensor:
+    """One random point of each box, [B,*S]."""
+    share = torch.rand(box.lower.shape, generator=noise, dtype=box.lower.dtype)
+    return box.clamp(box.lower + share * (box.upper - box.lower))
+
+
+def balls(
+    network: Network,
+    data: Dataset,
+    index: Tensor,
+    epsilon: float,
+    clip: tuple[float, float] | None,
+) -> PropertySet:
+    """Robustness properties of some rows; the target is N's second choice at the centre."""
+    x, label = data.images(index), data.labels[index]
+    logits = _logits(network, x)
+    others = logits.scatter(1, label[:, None], -torch.inf)
+    return robustness(
+        x,
+        label,
+        epsilon,
+        network.outputs,
+        clip=clip,
+        target=others.argmax(1),
+        names=[f"{data.name}[{i}]" for i in index.tolist()],
+    )
+
+
+def join(parts: list[Problem]) -> Problem:
+    """Several problems as one."""
+    sets = [part.properties for part in parts]
+    properties = PropertySet(
+        box=Box(torch.cat([s.box.lower for s in sets]), torch.cat([s.box.upper for s in sets])),
+        C=torch.cat([s.C for s in sets]),
+        d=torch.cat([s.d for s in sets]),
+        group=torch.cat([s.group for s in sets]),
+        label=torch.cat([s.label for s in sets]),
+        target=torch.cat([s.target for s in sets]),
+        center=torch.cat([s.center for s in sets]),
+        names=tuple(name for s in sets for name in s.names),
+    )
+    return Problem(properties, torch.cat([part.x_adv for part in parts]))
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(x)
+    return logits

@@ -1,0 +1,175 @@
+"""Bounds of N + P_j: rows of the frozen network once per box, rows of the patch each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+from advrepair.core.errors import PluginError
+from advrepair.core.graph import Network, size
+from advrepair.core.interfaces import BoundFn, Verifier
+from advrepair.core.patching import Stack
+from advrepair.core.rounding import Rounding, above
+from advrepair.core.types import Box, LinearBound
+
+_CACHE_BYTES = 2**25  # chunks near the cache's size run faster than chunks near the memory's
+
+
+def bytes_per_box(network: Network, rows: int) -> int:
+    """Working memory of bounding one box by back-substitution, in bytes (an estimate)."""
+    widest = inputs = size(network.input_shape)
+    most = rows * inputs
+    relus = 0
+    for op in network.operations:
+        if op.kind == "relu":
+            units = 2 * size(op.shape) if relus else 0  # the first layer is bounded forwards
+            most, relus = max(most, units * widest), relus + 1
+        widest = max(widest, size(op.shape))
+    return 3 * 8 * most
+
+
+def chunks(count: int, each: int, memory: int) -> list[Tensor]:
+    """Index ranges of 0..count-1 so that one range fits the cache, or at least the memory."""
+    most = max(1, min(memory, _CACHE_BYTES) // max(1, each))
+    return list(torch.arange(count).split(most))
+
+
+@frozen(eq=False)
+class Batch:
+    """Pieces of several patches side by side, padded to the same number.
+
+    box, rows, C: [q*B,...], patch after patch. group: [q*B,M]. real: bool [q,B].
+    """
+
+    box: Box
+    rows: LinearBound
+    C: Tensor
+    group: Tensor
+    real: Tensor
+
+    def part(self, keep: Tensor) -> Batch:
+        """Only some patches; keep: bool [q]."""
+        flat = keep.repeat_interleave(self.real.shape[1])
+        return Batch(
+            self.box[flat], self.rows[flat], self.C[flat], self.group[flat], self.real[keep]
+        )
+
+
+@define(eq=False)
+class Bounder:
+    """Bounds for one repair: the verifier for training, the certifier for the proof.
+
+    memory: budget of a chunk, in bytes.
+    """
+
+    network: Network
+    template: Network
+    verifier: Verifier
+    certifier: Verifier
+    rounding: Rounding
+    memory: int
+    _functions: dict[str, BoundFn] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.certifier.rigorous:
+            raise PluginError(
+                f"verifier {self.certifier.name!r} is not rigorous and cannot state a "
+                "certificate; choose another --certifier"
+            )
+        self._functions = {
+            "base": self.verifier.prepare(self.network),
+            "patch": self.verifier.prepare(self.template),
+            "base rigorous": self.certifier.prepare(self.network, self.rounding),
+            "patch rigorous": self.certifier.prepare(self.template, self.rounding),
+        }
+
+    @property
+    def one_verifier(self) -> bool:
+        """Whether the proof's rows can serve the training too."""
+        return self.verifier == self.certifier
+
+    def base(self, box: Box, C: Tensor, d: Tensor, rigorous: bool) -> LinearBound:
+        """Rows of N on each box, [B,M,*S]: float64 if rigorous, else the network's dtype.
+
+        Sound: each chunk is one call of the verifier, and a box's rows use that box only.
+        """
+        dtype = torch.float64 if rigorous else self.network.dtype
+        function = self._functions["base rigorous" if rigorous else "base"]
+        params = {name: t.to(dtype) for name, t in self.network.tensors.items()}
+        parts = []
+        with torch.no_grad():
+            for index in chunks(len(box), bytes_per_box(self.network, C.shape[1]), self.memory):
+                part = box[index].to(dtype)
+                parts.append(function(params, part, C[index].to(dtype), d[index].to(dtype)))
+        return LinearBound(
+            torch.cat([part.A for part in parts]),
+            torch.cat([part.b for part in parts]),
+            _joined([part.magnitude for part in parts]),
+        )
+
+    def patched(self, stack: Stack, batch: Batch) -> LinearBound:
+        """Rows of N + P_j on its pieces, [q*B,M,*S], for training (differentiable)."""
+        A, b, _ = self._patch_rows("patch", stack, batch)
+        return LinearBound(batch.rows.A + A, batch.rows.b + b)
+
+    def margins(self, stack: Stack, batch: Batch) -> Tensor:
+        """Lower bounds of every row of N + P_j, [q*B,M], valid in exact arithmetic.
+
+        Sound: both parts are rigorous; the deployed sum N + P_j is rounded once, by at most
+        unit * (|N| + |P_j|) in each output, which is subtracted through |C|; the row is
+        minimised rigorously. batch must hold float64 rows with their magnitude.
+        """
+        stack = {name: t.double() for name, t in stack.items()}
+        with torch.no_grad():
+            A, b, magnitude = self._patch_rows("patch rigorous", stack, batch)
+            if magnitude is None or batch.rows.magnitude is None:
+                raise PluginError(f"verifier {self.certifier.name!r} returned no magnitude")
+            reach = self.rounding.relative(2, 4) * (batch.rows.magnitude + magnitude)
+            error = above((batch.C.abs().double() @ reach.unsqueeze(2)).squeeze(2))
+            both = LinearBound(batch.rows.A + A, batch.rows.b + b)
+            # One float64 rounding in each coefficient of the sum of the two rows.
+            far = torch.maximum(batch.box.lower.abs(), batch.box.upper.abs()).double()
+            wide = (both.A.abs().flatten(2) @ far.flatten(1).unsqueeze(2)).squeeze(2)
+            error = error + above(2.0**-52 * (wide + both.b.abs()))
+            return both.minimum_rigorous(batch.box) - error
+
+    def _patch_rows(
+        self, kind: str, stack: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        dtype = next(iter(stack.values())).dtype
+        verifier = self.certifier if "rigorous" in kind else self.verifier
+        function, (q, pieces) = self._functions[kind], batch.real.shape
+        box, C = batch.box.to(dtype), batch.C.to(dtype)
+
+        def rows(
+            params: Stack, lower: Tensor, upper: Tensor, C: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            bound = function(params, Box(lower, upper), C, C.new_zeros(C.shape[:2]))
+            size = C.new_zeros(()) if bound.magnitude is None else bound.magnitude
+            return bound.A, bound.b, size
+
+        mapped = torch.func.vmap(rows) if verifier.batchable else _one_by_one(rows)
+        args = [t.unflatten(0, (q, pieces)) for t in (box.lower, box.upper, C)]
+        A, b, magnitude = mapped(dict(stack), *args)
+        known = magnitude.flatten(0, 1) if magnitude.dim() > 1 else None
+        return A.flatten(0, 1), b.flatten(0, 1), known
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    return torch.cat([p for p in parts if p is not None]) if None not in parts else None
+
+
+def _one_by_one(function):  # type: ignore[no-untyped-def]
+    """Like vmap over the leading axis, for verifiers that cannot be mapped."""
+
+    def run(stack: Stack, *args: Tensor) -> tuple[Tensor, ...]:
+        results = [
+            function({name: t[i] for name, t in stack.items()}, *(a[i] for a in args))
+            for i in range(len(args[0]))
+        ]
+        return tuple(torch.stack(column) for column in zip(*results, strict=True))
+
+    return run

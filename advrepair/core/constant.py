@@ -1,0 +1,101 @@
+"""The trivial repair: a constant patch. The fallback of training, and the baseline.
+
+Any finite bound of N gives one that is certified at once (``docs/concepts.md``), which is
+why its figures stand beside every result.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advrepair.core.bounding import Bounder, chunks
+from advrepair.core.patching import PatchBank, Stack, constant_stack
+from advrepair.core.refinement import Worklist
+from advrepair.core.types import group_margin, worst_margin
+
+_ATTEMPTS = 6
+_PROJECTIONS = 200
+
+
+def constant_patches(patches: Tensor, worklist: Worklist, bounder: Bounder) -> tuple[Stack, Tensor]:
+    """Constant patches, the smallest found that is proved, and which are: bool [q].
+
+    patches: [q]. A patch whose base network has no finite bound, or whose properties ask
+    for opposite things, is not proved.
+    """
+    batch = worklist.batch(patches, rigorous=True)
+    q, pieces = batch.real.shape
+    margin = batch.rows.minimum_rigorous(batch.box)
+    label = worklist.properties.label[worklist.owner]
+    labels = [label[index].unique() for index in worklist.pieces_of(patches)]
+    slack = torch.full((q,), 1e-3, dtype=torch.float64)
+    for _ in range(_ATTEMPTS):
+        need = (slack.repeat_interleave(pieces)[:, None] - margin).clamp(min=0)
+        value = torch.stack(
+            [
+                _one_label(need[i * pieces : (i + 1) * pieces], int(labels[i]), bounder)
+                if len(labels[i]) == 1 and int(labels[i]) >= 0
+                else _projected(batch, margin, slack[i], i * pieces, (i + 1) * pieces)
+                for i in range(q)
+            ]
+        )
+        stack = constant_stack(bounder.template, value)
+        proved = proved_patches(bounder.margins(stack, batch), batch.group, batch.real)
+        if bool(proved.all()):
+            break
+        # Rounding in the deployed sum grows with the constant itself.
+        slack = torch.where(proved, slack, 4 * slack + 2.0**-20 * value.abs().amax(1))
+    return stack, proved
+
+
+def constant_bank(worklist: Worklist, bounder: Bounder) -> tuple[PatchBank, Tensor]:
+    """The baseline: a constant patch for every property set, and which are proved, [Q]."""
+    count = int(worklist.patch.max()) + 1
+    stacks, proved = [], []
+    each = 4 * bounder.template.parameters_count + 8 * worklist.proof.A[0].numel()
+    for index in chunks(count, 4 * each, bounder.memory):
+        stack, good = constant_patches(index, worklist, bounder)
+        stacks.append(stack)
+        proved.append(good)
+    joined = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
+    return PatchBank(bounder.template, joined), torch.cat(proved)
+
+
+def proved_patches(margin: Tensor, group: Tensor, real: Tensor) -> Tensor:
+    """Patches all of whose pieces are proved: bool [q]. A NaN proves nothing.
+
+    margin, group: [q*B,M]. real: bool [q,B], padding is False.
+    """
+    worst = worst_margin(margin, group).view(real.shape)
+    return ((worst > 0) | ~real).all(1)
+
+
+def _one_label(need: Tensor, label: int, bounder: Bounder) -> Tensor:
+    """What the label's output lacks at most: all of it is added there, [K]."""
+    value = need.new_zeros(bounder.template.outputs)
+    value[label] = need.max()
+    return value
+
+
+def _projected(batch, margin: Tensor, slack: Tensor, first: int, last: int) -> Tensor:  # type: ignore[no-untyped-def]
+    """A constant for any specification, by relaxed projections on the most violated row.
+
+    Kaczmarz's method (Agmon, 10.4153/CJM-1954-037-2) on C v >= slack - margin, one row a
+    group; it ends at a solution where there is one for these rows, otherwise it is not proved.
+    """
+    C, group = batch.C[first:last].double(), batch.group[first:last]
+    value = margin.new_zeros(C.shape[2])
+    for _ in range(_PROJECTIONS):
+        rows = margin[first:last] + C @ value
+        groups = group_margin(rows, group)
+        piece = int(groups.min(1).values.argmin())
+        which = int(groups[piece].argmin())
+        lack = slack - groups[piece, which]
+        if not bool(lack > 0) or not bool(torch.isfinite(lack)):
+            break
+        inside = group[piece] == which if int(group.max()) >= 0 else group[piece] >= 0
+        row = int(torch.where(inside, rows[piece], -torch.inf).argmax())
+        direction = C[piece, row]
+        value = value + 1.5 * lack / direction.square().sum().clamp(min=1e-30) * direction
+    return value

@@ -1,0 +1,201 @@
+"""Patches, and the repaired network: which patch an input gets, and the sum."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from advrepair.core.graph import INPUT, Network, Operation, size
+from advrepair.core.interfaces import Allocator
+from advrepair.core.types import Assignment, Box, Centres, PropertySet
+
+Stack = dict[str, Tensor]  # weights of several patches: name -> [Q, ...]
+_CHUNK_BYTES = 2**26  # of stacked weights in flight
+
+
+def patch_template(network: Network, hidden: Sequence[int]) -> Network:
+    """A fully connected network from *S to K with ReLU between; its weights are zeros."""
+    features = size(network.input_shape)
+    operations = [Operation("flatten", "reshape", (INPUT,), (features,))]
+    tensors: dict[str, Tensor] = {}
+    for layer, units in enumerate([*hidden, network.outputs]):
+        if layer:
+            before = operations[-1]
+            operations.append(Operation(f"relu{layer}", "relu", (before.name,), before.shape))
+        before, name = operations[-1], f"linear{layer}"
+        tensors[f"{name}.weight"] = torch.zeros(units, *before.shape, dtype=network.dtype)
+        tensors[f"{name}.bias"] = torch.zeros(units, dtype=network.dtype)
+        roles = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
+        operations.append(Operation(name, "linear", (before.name,), (units,), roles))
+    return Network(operations, tensors, network.input_shape)
+
+
+def last_layer(template: Network) -> tuple[str, str]:
+    """Names of the last layer's weight and bias."""
+    roles = template.operations[-1].tensors
+    return roles["weight"], roles["bias"]
+
+
+def initial_stack(template: Network, identifiers: Sequence[str], seed: int) -> Stack:
+    """Starting weights of every patch; the last layer is zero, so the patch is too.
+
+    A patch's random numbers come from seed and its own identifier alone, so its result does
+    not depend on the order of the properties, on chunks or on a resume.
+    """
+    stack = {n: t.new_zeros(len(identifiers), *t.shape) for n, t in template.tensors.items()}
+    for index, identifier in enumerate(identifiers):
+        digest = hashlib.sha256(f"{seed}:{identifier}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        for op in template.operations[:-1]:
+            if op.kind == "linear":
+                weight = stack[op.tensors["weight"]][index]
+                width = weight.shape[1] ** -0.5
+                weight.uniform_(-width, width, generator=generator)
+                stack[op.tensors["bias"]][index].uniform_(-width, width, generator=generator)
+    return stack
+
+
+def constant_stack(template: Network, value: Tensor) -> Stack:
+    """Patches that add value [Q,K] whatever the input."""
+    stack = {n: t.new_zeros(len(value), *t.shape) for n, t in template.tensors.items()}
+    stack[last_layer(template)[1]] = value.to(template.dtype)
+    return stack
+
+
+class PatchBank(nn.Module):
+    """Q patches of one shape, weights stacked."""
+
+    def __init__(self, template: Network, stack: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.template = template
+        self._attributes = {name: f"stack_{i}" for i, name in enumerate(sorted(stack))}
+        for name, attribute in self._attributes.items():
+            self.register_buffer(attribute, stack[name].detach().clone())
+
+    @property
+    def stack(self) -> Stack:
+        """The weights: name to [Q, ...]."""
+        return {name: self.get_buffer(attr) for name, attr in self._attributes.items()}
+
+    def __len__(self) -> int:
+        return next(iter(self.stack.values())).shape[0]
+
+    def put(self, index: Tensor, stack: Mapping[str, Tensor]) -> None:
+        """Replace the weights of some patches, index [q]."""
+        for name, attribute in self._attributes.items():
+            self.get_buffer(attribute)[index] = stack[name].detach()
+
+    def add_to(self, logits: Tensor, x: Tensor, gates: Tensor) -> Tensor:
+        """``logits + sum of the patches that are on``: [N,K].
+
+        x: [N,*S]. gates: bool [N,Q]. Patches are added one after the other in the order of
+        their numbers, so a query with one patch sees one addition.
+        """
+        pairs = gates.T.nonzero()  # sorted by patch
+        if not len(pairs):
+            return logits
+        used, counts = pairs[:, 0].unique_consecutive(return_counts=True)
+        per_patch = max(1, sum(t[0].numel() * t.element_size() for t in self.stack.values()))
+        ends = counts.cumsum(0)
+        for part in torch.arange(len(used)).split(max(1, _CHUNK_BYTES // per_patch)):
+            first, last = int(part[0]), int(part[-1])
+            begin = int(ends[first] - counts[first])
+            queries = pairs[begin : int(ends[last]), 1]
+            values = self._evaluate(used[part], counts[part], x[queries])
+            logits = logits.index_add(0, queries, values)
+        return logits
+
+    def _evaluate(self, used: Tensor, counts: Tensor, x: Tensor) -> Tensor:
+        """Patch used[i] on its counts[i] queries, which lie one after the other in x."""
+        slot = torch.arange(int(counts.max()), device=x.device)
+        filled = slot < counts[:, None]
+        padded = x.new_zeros(*filled.shape, *x.shape[1:])
+        padded = padded.index_put(filled.nonzero(as_tuple=True), x)
+        whole = len(used) == len(self)
+        weights = {name: t if whole else t[used] for name, t in self.stack.items()}
+        return torch.func.vmap(self.template.apply_tensors)(weights, padded)[filled]
+
+
+class RepairedNetwork(nn.Module):
+    """The deployed function: base network, patches and routing. A function of x alone.
+
+    Inside a repaired box the patch of the first box that holds x is on, and only that one;
+    outside, the allocator chooses.
+    """
+
+    box_lower: Tensor
+    box_upper: Tensor
+    patch: Tensor
+
+    def __init__(
+        self,
+        base: Network,
+        bank: PatchBank,
+        box: Box,
+        assignment: Assignment,
+        centres: Centres,
+        allocator: Allocator,
+    ) -> None:
+        super().__init__()
+        self.base, self.bank = base, bank
+        self.register_buffer("box_lower", box.lower)
+        self.register_buffer("box_upper", box.upper)
+        self.register_buffer("patch", assignment.patch)
+        self.patch_names = assignment.names
+        self.centres, self.allocator = centres, allocator
+
+    @property
+    def box(self) -> Box:
+        """The repaired boxes, [P,*S]."""
+        return Box(self.box_lower, self.box_upper)
+
+    def route(self, x: Tensor, logits: Tensor) -> Tensor:
+        """Patches of each query, bool [N,Q]; logits are the base network's."""
+        home = self.box.first(x)
+        gates = torch.zeros(len(x), len(self.bank), dtype=torch.bool, device=x.device)
+        inside, outside = (home >= 0).nonzero()[:, 0], (home < 0).nonzero()[:, 0]
+        gates[inside, self.patch[home[inside]]] = True
+        if len(outside):
+            gates[outside] = self.allocator.allocate(x[outside], logits[outside], self.centres)
+        return gates
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [N,K] of inputs [N,*S]."""
+        logits: Tensor = self.base(x)
+        gates = self.route(x.detach(), logits.detach())
+        return self.bank.add_to(logits, x, gates)
+
+
+def attach(
+    network: Network,
+    properties: PropertySet,
+    assignment: Assignment,
+    allocator: Allocator,
+    hidden: Sequence[int],
+    seed: int,
+) -> RepairedNetwork:
+    """Fix the routing and give every patch its starting weights."""
+    template = patch_template(network, hidden)
+    bank = PatchBank(template, initial_stack(template, patch_identifiers(properties, assignment), seed))
+    with torch.no_grad():
+        logits = torch.cat([network(part) for part in properties.center.split(1024)])
+    centres = Centres(
+        x=properties.center,
+        logits=logits,
+        label=properties.label,
+        target=properties.target,
+        patch=assignment.patch,
+        patches=len(assignment),
+    )
+    return RepairedNetwork(network, bank, properties.box, assignment, centres, allocator)
+
+
+def patch_identifiers(properties: PropertySet, assignment: Assignment) -> tuple[str, ...]:
+    """A name of each patch that depends only on the properties it serves."""
+    served: list[list[str]] = [[] for _ in assignment.names]
+    for identifier, patch in zip(properties.identifiers(), assignment.patch.tolist(), strict=True):
+        served[patch].append(identifier)
+    return tuple(hashlib.sha256("".join(sorted(ids)).encode()).hexdigest()[:16] for ids in served)

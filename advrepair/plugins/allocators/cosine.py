@@ -1,0 +1,50 @@
+"""The paper's allocation: the most similar repaired inputs of the same label."""
+
+from typing import ClassVar
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from advrepair.core.interfaces import Allocator
+from advrepair.core.options import option
+from advrepair.core.types import Centres
+from advrepair.plugins.allocators.labels import queries_at_once, same_label
+
+
+def _similarity(logits: Tensor, centres: Tensor) -> Tensor:
+    """Cosine similarity times the query's own norm: [N,P] from [N,K] and [P,K].
+
+    The norm is left out because it does not change a query's order of centres. The sum runs
+    class by class: a matrix product may sum in another order when the batch has another
+    size, and the last bit can decide which centre is the tenth.
+    """
+    unit = centres / centres.norm(dim=1, keepdim=True).clamp(min=torch.finfo(centres.dtype).tiny)
+    total = logits.new_zeros(len(logits), len(centres))
+    for query, centre in zip(logits.T, unit.T, strict=True):
+        total += query[:, None] * centre[None]
+    return total
+
+
+@frozen
+class Cosine(Allocator):
+    """Patches of the repaired inputs with the same label and most similar logits."""
+
+    name: ClassVar[str] = "cosine"
+    top: int = option(10, "how many repaired inputs lend their patch", at_least=1)
+
+    def allocate(self, x: Tensor, logits: Tensor, centres: Centres) -> Tensor:
+        """Patches of each query: bool [N,Q]; none where no repaired input has its label.
+
+        x: [N,*S], not looked at. logits: [N,K].
+        """
+        parts = torch.split(logits, queries_at_once(len(centres.label)))
+        return centres.to_patches(torch.cat([self._nearest(part, centres) for part in parts]))
+
+    def _nearest(self, logits: Tensor, centres: Centres) -> Tensor:
+        """The chosen repaired inputs: bool [N,P]; of equally similar ones the first."""
+        candidate = same_label(logits, centres)
+        similarity = _similarity(logits.double(), centres.logits.double())
+        ranked = similarity.masked_fill(~candidate, -torch.inf)
+        order = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.top]
+        return torch.zeros_like(candidate).scatter(1, order, True) & candidate

@@ -1,0 +1,12 @@
+"""Verifiers that come with advrepair."""
+
+from advrepair.core.hookspecs import hookimpl
+from advrepair.core.interfaces import Component
+from advrepair.plugins.verifiers.deeppoly import DeepPoly
+from advrepair.plugins.verifiers.interval import Interval
+
+
+@hookimpl
+def advrepair_components() -> tuple[type[Component], ...]:
+    """The built-in verifiers."""
+    return (DeepPoly, Interval)

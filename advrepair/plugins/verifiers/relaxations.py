@@ -1,0 +1,48 @@
+"""How one ReLU is bounded by lines: what DeepPoly substitutes backwards."""
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from advrepair.core.rounding import UNIT64
+
+SLOPES = ("area", "zero", "one", "same")
+
+
+@frozen(eq=False)
+class Relaxation:
+    """``lower_slope * x <= relu(x) <= upper_slope * x + offset``, each [B,*shape]."""
+
+    lower_slope: Tensor
+    upper_slope: Tensor
+    offset: Tensor
+
+
+def relu(lower: Tensor, upper: Tensor, slope: str, rigorous: bool) -> Relaxation:
+    """Lines around ReLU for inputs in [lower, upper].
+
+    Sound: relu is convex, so a line is above it on the interval iff it is above it at both
+    ends, which ``offset = max(-s l, (1 - s) u)`` gives for *any* s in [0, 1]; and s x lies
+    below relu(x) for any s in [0, 1]. So a rounded slope costs precision, never soundness;
+    with ``rigorous`` the offset also covers its own rounding and that of the product A s.
+    DeepPoly, POPL 2019 (10.1145/3290354): s = u / (u - l), lower slope by least area.
+
+    lower, upper: [B,*shape]. slope: lower slope of unstable units, one of SLOPES.
+    """
+    low, high = lower.clamp(max=0), upper.clamp(min=0)
+    tiny = torch.finfo(lower.dtype).tiny
+    # Dead: high = 0 gives slope 0. Active: low = 0 gives 1. No branch, so it can be mapped.
+    above = high / (high - low).clamp(min=tiny)
+    offset = torch.maximum(-above * low, (1 - above) * high) if rigorous else -above * low
+    if rigorous:
+        offset = offset + 8 * UNIT64 * torch.maximum(-low, high) + tiny
+    active, dead = (lower >= 0).to(lower.dtype), (upper <= 0).to(lower.dtype)
+    if slope == "area":
+        below = (upper > -lower).to(lower.dtype)
+    elif slope == "zero":
+        below = active
+    elif slope == "one":
+        below = 1 - dead
+    else:
+        below = above
+    return Relaxation(below, above, offset)
