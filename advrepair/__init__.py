@@ -1,1 +1,124 @@
-"""Certified repair of neural networks."""
+"""Certified repair of neural networks.
+
+:func:`repair` does in Python what ``advrepair run`` does on the command line, :func:`load`
+gives the deployed function of a run folder. The rest is for plugin authors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advrepair.api import load, repair
+    from advrepair.core.errors import (
+        AdvrepairError,
+        PluginError,
+        SoundnessError,
+        UnsupportedNetworkError,
+        UsageError,
+    )
+    from advrepair.core.graph import Network, Operation
+    from advrepair.core.hookspecs import hookimpl
+    from advrepair.core.interfaces import (
+        Allocator,
+        Attack,
+        BoundFn,
+        Component,
+        Indicator,
+        Refiner,
+        Verifier,
+    )
+    from advrepair.core.options import option
+    from advrepair.core.patching import RepairedNetwork
+    from advrepair.core.pipeline import Repair
+    from advrepair.core.rounding import Rounding
+    from advrepair.core.types import (
+        Assignment,
+        Box,
+        Centres,
+        LinearBound,
+        PropertySet,
+        SplitPlan,
+        Status,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "api": ("load", "repair"),
+    "core.errors": (
+        "AdvrepairError",
+        "PluginError",
+        "SoundnessError",
+        "UnsupportedNetworkError",
+        "UsageError",
+    ),
+    "core.graph": ("Network", "Operation"),
+    "core.hookspecs": ("hookimpl",),
+    "core.interfaces": (
+        "Allocator",
+        "Attack",
+        "BoundFn",
+        "Component",
+        "Indicator",
+        "Refiner",
+        "Verifier",
+    ),
+    "core.options": ("option",),
+    "core.patching": ("RepairedNetwork",),
+    "core.pipeline": ("Repair",),
+    "core.rounding": ("Rounding",),
+    "core.types": (
+        "Assignment",
+        "Box",
+        "Centres",
+        "LinearBound",
+        "PropertySet",
+        "SplitPlan",
+        "Status",
+    ),
+}
+
+__all__ = [
+    "AdvrepairError",
+    "Allocator",
+    "Assignment",
+    "Attack",
+    "BoundFn",
+    "Box",
+    "Centres",
+    "Component",
+    "Indicator",
+    "LinearBound",
+    "Network",
+    "Operation",
+    "PluginError",
+    "PropertySet",
+    "Refiner",
+    "Repair",
+    "RepairedNetwork",
+    "Rounding",
+    "SoundnessError",
+    "SplitPlan",
+    "Status",
+    "UnsupportedNetworkError",
+    "UsageError",
+    "Verifier",
+    "hookimpl",
+    "load",
+    "option",
+    "repair",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch takes seconds, and ``--help`` does not need it."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"advrepair.{home}"), name)
+    raise AttributeError(f"module 'advrepair' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

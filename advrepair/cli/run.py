@@ -22,7 +22,7 @@ def run(
         typer.Argument(
             metavar="NETWORK",
             help="ONNX file, or safetensors/torch weights with --factory. "
-            "Left out: the bundled digits demo."
+            "Left out: the bundled digits demo.",
         ),
     ] = None,
     data: Annotated[Text, _flag("NPZ", "Inputs x and labels y.")] = None,

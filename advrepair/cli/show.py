@@ -227,6 +227,8 @@ def _rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     for name, figures in named.items():
         figures = figures or {}
         certified = figures.get("certified")
+        if isinstance(certified, float):  # a share of the properties
+            certified = round(certified * total)
         shown = "-" if certified is None else f"{certified}/{total}"
         yield (name, shown, *(_rate(figures.get(rate)) for rate in RATES))
 
@@ -239,9 +241,8 @@ def _facts(report: Mapping[str, Any]) -> Iterable[str]:
         f"{_bytes(patches['bytes'])}, {patches['ratio_to_network']:.3g} x the network; "
         f"constant for {constant} properties"
     )
-    stages = {key: value for key, value in spent.items() if key != "total" and value is not None}
-    times = [f"{key} {value:.1f}" for key, value in stages.items()]
-    yield f"seconds: {', '.join([*times, 'total ' + format(spent['total'], '.1f')])}"
+    times = (f"{stage} {value:.1f}" for stage, value in spent.items() if value is not None)
+    yield f"seconds: {', '.join(times)}"
     yield f"peak memory: {_bytes(report['peak_memory_bytes'])}"
     yield from (f"note: {note}" for note in report.get("notes", ()))
     yield f"files: {report['folder']}"
@@ -277,20 +278,16 @@ def print_options(entry: Entry, screen: Console) -> None:
     elif not entry.options:
         _say(screen, "no options")
     else:
-        rows = [(each.name, each.type, _default(each), _help(each)) for each in entry.options]
-        _table(screen, ("option", "type", "default", "help"), rows)
+        _table(screen, ("option", "type", "default", "help"), map(_option, entry.options))
 
 
 def _origin(entry: Entry) -> str:
     return f"{entry.distribution} {entry.version}".strip() or "-"
 
 
-def _default(each: Option) -> str:
-    return json.dumps(each.default, ensure_ascii=False)
-
-
-def _help(each: Option) -> str:
-    return f"{each.help} ({each.limits})" if each.limits else each.help
+def _option(each: Option) -> tuple[str, ...]:
+    limits = f" ({each.limits})" if each.limits else ""
+    return each.name, each.type, json.dumps(each.default, ensure_ascii=False), each.help + limits
 
 
 def _say(screen: Console, line: str) -> None:

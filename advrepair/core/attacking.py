@@ -21,10 +21,14 @@ Advance = Callable[[int], None]
 
 @frozen(eq=False)
 class Problem:
-    """What is to be repaired: P properties, and a counterexample of each, [P,*S]."""
+    """What is to be repaired: P properties, each with a counterexample.
+
+    x_adv: [P,*S]. row: [P], the row of the data set behind each.
+    """
 
     properties: PropertySet
     x_adv: Tensor
+    row: Tensor
 
 
 def generator(seed: int, purpose: int) -> torch.Generator:
@@ -36,7 +40,7 @@ def find_counterexamples(
     network: Network,
     data: Dataset,
     epsilon: float,
-    count: int,
+    count: int | None,
     clip: tuple[float, float] | None,
     attack: Attack,
     seed: int,
@@ -44,8 +48,8 @@ def find_counterexamples(
 ) -> Problem:
     """The first count inputs that are classified correctly and have a counterexample.
 
-    advance: told how many have been found so far.
-    Raises UsageError if the attack finds fewer than count.
+    count: None for all of them. advance: told of each that is found.
+    Raises UsageError if the attack finds fewer than count, or none.
     """
     noise = generator(seed, 1)
     found: list[Problem] = []
@@ -56,15 +60,19 @@ def find_counterexamples(
         tried += int(right.sum())
         asked = balls(network, data, index[right], epsilon, clip)
         x_adv = perturb(attack, network, asked, asked.center, noise)
-        kept = asked.violated(_logits(network, x_adv)).nonzero()[:, 0][: count - have]
-        found.append(Problem(asked[kept], x_adv[kept]))
+        kept = asked.violated(_logits(network, x_adv)).nonzero()[:, 0][
+            : None if count is None else count - have
+        ]
+        found.append(Problem(asked[kept], x_adv[kept], index[right][kept]))
         have += len(kept)
-        advance(have)
+        advance(len(kept))
         if have == count:
             return join(found)
+    if count is None and have:
+        return join(found)
     raise UsageError(
-        f"count is {count}: the attack finds {have} counterexamples at epsilon {epsilon:g} among "
-        f"the {tried} correctly classified inputs of {data.name}; "
+        f"count is {count or 'all'}: the attack finds {have} counterexamples at epsilon "
+        f"{epsilon:g} among the {tried} correctly classified inputs of {data.name}; "
         + (f"use --count {have} or a larger --epsilon" if have else "use a larger --epsilon")
     )
 
@@ -73,7 +81,7 @@ def given_counterexamples(
     network: Network,
     data: Dataset,
     epsilon: float,
-    count: int,
+    count: int | None,
     clip: tuple[float, float] | None,
 ) -> Problem:
     """The first count inputs whose x_adv the network gets wrong.
@@ -91,13 +99,17 @@ def given_counterexamples(
                 f"x_adv row {row} lies outside the ball of radius {epsilon:g} around x row {row}; "
                 "use a larger --epsilon or correct the file"
             )
-        kept = asked.violated(_logits(network, x_adv)).nonzero()[:, 0][: count - have]
-        found.append(Problem(asked[kept], x_adv[kept]))
+        kept = asked.violated(_logits(network, x_adv)).nonzero()[:, 0][
+            : None if count is None else count - have
+        ]
+        found.append(Problem(asked[kept], x_adv[kept], index[kept]))
         have += len(kept)
         if have == count:
             return join(found)
+    if count is None and have:
+        return join(found)
     raise UsageError(
-        f"count is {count}: the network is wrong on {have} of the {len(data)} x_adv; "
+        f"count is {count or 'all'}: the network is wrong on {have} of the {len(data)} x_adv; "
         + (f"use --count {have}" if have else "there is nothing to repair")
     )
 
@@ -187,7 +199,11 @@ def join(parts: list[Problem]) -> Problem:
         center=torch.cat([s.center for s in sets]),
         names=tuple(name for s in sets for name in s.names),
     )
-    return Problem(properties, torch.cat([part.x_adv for part in parts]))
+    return Problem(
+        properties,
+        torch.cat([part.x_adv for part in parts]),
+        torch.cat([part.row for part in parts]),
+    )
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from attrs import define, field, frozen
@@ -35,6 +35,9 @@ def chunks(count: int, each: int, memory: int) -> list[Tensor]:
     """Index ranges of 0..count-1 so that one range fits the cache, or at least the memory."""
     most = max(1, min(memory, _CACHE_BYTES) // max(1, each))
     return list(torch.arange(count).split(most))
+
+
+Rows = Callable[[Stack, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @frozen(eq=False)
@@ -162,14 +165,15 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
     return torch.cat([p for p in parts if p is not None]) if None not in parts else None
 
 
-def _one_by_one(function):  # type: ignore[no-untyped-def]
+def _one_by_one(function: Rows) -> Rows:
     """Like vmap over the leading axis, for verifiers that cannot be mapped."""
 
-    def run(stack: Stack, *args: Tensor) -> tuple[Tensor, ...]:
+    def run(stack: Stack, lower: Tensor, upper: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         results = [
-            function({name: t[i] for name, t in stack.items()}, *(a[i] for a in args))
-            for i in range(len(args[0]))
+            function({name: t[i] for name, t in stack.items()}, lower[i], upper[i], C[i])
+            for i in range(len(lower))
         ]
-        return tuple(torch.stack(column) for column in zip(*results, strict=True))
+        A, b, magnitude = zip(*results, strict=True)
+        return torch.stack(A), torch.stack(b), torch.stack(magnitude)
 
     return run

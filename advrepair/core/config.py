@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import attrs
 import tomli_w
@@ -20,7 +20,6 @@ from advrepair.core.options import build, check_names, describe, option, suggest
 from advrepair.core.registry import Registry
 
 Layer = Mapping[str, Mapping[str, object]]
-T = TypeVar("T")
 
 DEMO = "digits"
 PRESETS: dict[str, Layer] = {
@@ -89,9 +88,7 @@ class Patch:
 class Training:
     """How patches are trained, and when to give up."""
 
-    optimiser: str = option(
-        "polyak", "step rule; adam is the paper's", choices=("polyak", "adam")
-    )
+    optimiser: str = option("polyak", "step rule; adam is the paper's", choices=("polyak", "adam"))
     lr: float = option(1.0, "step length: a factor for polyak, the learning rate for adam", above=0)
     epochs: int = option(10, "epochs in a round (the paper's R)", at_least=1)
     rounds: int = option(25, "rounds, each followed by a split (the paper's M)", at_least=1)

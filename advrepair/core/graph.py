@@ -23,6 +23,14 @@ Setting = int | float | bool | tuple[int, ...]
 INPUT = "input"
 
 
+def _strings(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value)
+
+
+def _sizes(value: Iterable[int]) -> tuple[int, ...]:
+    return tuple(value)
+
+
 def _mapping(value: Mapping[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
 
@@ -37,8 +45,8 @@ class Operation:
 
     name: str
     kind: str
-    inputs: tuple[str, ...] = field(converter=tuple)
-    shape: tuple[int, ...] = field(converter=tuple)
+    inputs: tuple[str, ...] = field(converter=_strings)
+    shape: tuple[int, ...] = field(converter=_sizes)
     tensors: dict[str, str] = field(factory=dict, converter=_mapping)
     settings: dict[str, Setting] = field(factory=dict, converter=_mapping)
 
@@ -62,19 +70,20 @@ def _scale(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Tenso
 
 
 def _avg_pool2d(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Tensor:
-    return F.avg_pool2d(x[0], **op.settings)
+    return F.avg_pool2d(x[0], **op.settings)  # type: ignore[arg-type]
 
 
 def _max_pool2d(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Tensor:
-    return F.max_pool2d(x[0], **op.settings)
+    pooled: Tensor = F.max_pool2d(x[0], **op.settings)  # type: ignore[call-overload]
+    return pooled
 
 
 def _pad(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Tensor:
-    return F.pad(x[0], list(_ints(op, "pad")))
+    return F.pad(x[0], list(integers(op, "pad")))
 
 
 def _permute(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Tensor:
-    return x[0].permute(0, *(axis + 1 for axis in _ints(op, "axes")))
+    return x[0].permute(0, *(axis + 1 for axis in integers(op, "axes")))
 
 
 def _leaky_relu(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Tensor:
@@ -85,8 +94,14 @@ def _optional(op: Operation, tensors: Mapping[str, Tensor], role: str) -> Tensor
     return tensors[op.tensors[role]] if role in op.tensors else None
 
 
-def _ints(op: Operation, key: str) -> tuple[int, ...]:
+def integers(op: Operation, key: str) -> tuple[int, ...]:
+    """A setting that is a list of integers; a single one counts for both axes of an image.
+
+    Raises UsageError for anything else.
+    """
     value = op.settings[key]
+    if isinstance(value, int):
+        return (value, value)
     if not isinstance(value, tuple):
         raise UsageError(f"network: node {op.name!r}: setting {key} must be a list of integers")
     return value

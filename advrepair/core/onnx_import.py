@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from advrepair.core.assembly import BATCH, Assembly, Value, one_line
 from advrepair.core.errors import UnsupportedNetworkError, UsageError
 from advrepair.core.graph import Network
+from advrepair.core.onnx_call import Call
 from advrepair.core.onnx_constants import FOLDED, Array, constant_value, fold
-from advrepair.core.onnx_operators import OPERATORS, Call
+from advrepair.core.onnx_operators import OPERATORS
 
 _OLDEST_OPSET = 7  # broadcasting had other rules before
 _DTYPES = {int(TensorProto.FLOAT): torch.float32, int(TensorProto.DOUBLE): torch.float64}

@@ -144,7 +144,7 @@ class RepairedNetwork(nn.Module):
         self.register_buffer("box_lower", box.lower)
         self.register_buffer("box_upper", box.upper)
         self.register_buffer("patch", assignment.patch)
-        self.patch_names = assignment.names
+        self.assignment = assignment
         self.centres, self.allocator = centres, allocator
 
     @property
@@ -179,7 +179,9 @@ def attach(
 ) -> RepairedNetwork:
     """Fix the routing and give every patch its starting weights."""
     template = patch_template(network, hidden)
-    bank = PatchBank(template, initial_stack(template, patch_identifiers(properties, assignment), seed))
+    bank = PatchBank(
+        template, initial_stack(template, patch_identifiers(properties, assignment), seed)
+    )
     with torch.no_grad():
         logits = torch.cat([network(part) for part in properties.center.split(1024)])
     centres = Centres(

@@ -27,7 +27,7 @@ def robustness(
     target: [P], the class most likely to win instead; -1 or None if not known.
     Raises UsageError for a label outside 0..K-1.
     """
-    if len(label) and not (0 <= int(label.min()) and int(label.max()) < outputs):
+    if len(label) and not (int(label.min()) >= 0 and int(label.max()) < outputs):
         raise UsageError(f"labels must lie in 0..{outputs - 1}, found {int(label.max())}")
     count, rows = len(x), outputs - 1
     eye = torch.eye(outputs, dtype=x.dtype)

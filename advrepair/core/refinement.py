@@ -73,9 +73,7 @@ class Worklist:
         order = torch.argsort(serving, stable=True)
         begin = torch.searchsorted(serving[order], patches)
         end = torch.searchsorted(serving[order], patches, right=True)
-        return [
-            order[i:j].sort().values for i, j in zip(begin.tolist(), end.tolist(), strict=True)
-        ]
+        return [order[i:j].sort().values for i, j in zip(begin.tolist(), end.tolist(), strict=True)]
 
     def batch(self, patches: Tensor, rigorous: bool) -> Batch:
         """The pieces of some patches, [q], padded with repetitions of their first piece."""

@@ -1,4 +1,4 @@
-"""Every torch layer, function and method that is read, and how it becomes operations.
+"""Every torch function and method that is read, and how it becomes operations.
 
 A function here has the parameters of its torch namesake, after the assembly.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from advrepair.core import layers
 from advrepair.core.assembly import BATCH, Assembly, Value
@@ -31,7 +31,9 @@ def _both(padding: Numbers) -> Pads:
     return (*_pair(padding), *_pair(padding))
 
 
-def _activation(kind: str) -> Callable[..., Value]:
+def activation(kind: str) -> Callable[..., Value]:
+    """Reader of an activation without settings."""
+
     def read(to: Assembly, input: Value, inplace: bool = False) -> Value:
         return to.emit(kind, [input])
 
@@ -44,7 +46,8 @@ def _leaky_relu(
     return layers.leaky_relu(to, input, negative_slope)
 
 
-def _same(to: Assembly, input: Value, *ignored: Any, **options: Any) -> Value:
+def same(to: Assembly, input: Value, *ignored: Any, **options: Any) -> Value:
+    """Reader of what changes nothing at inference."""
     return input
 
 
@@ -58,7 +61,7 @@ def _matmul(to: Assembly, input: Value, other: Any) -> Value:
     return layers.linear(to, input, other.T)
 
 
-def _conv2d(
+def conv2d(
     to: Assembly,
     input: Value,
     weight: Tensor,
@@ -70,14 +73,14 @@ def _conv2d(
 ) -> Value:
     spread = _pair(dilation)
     if isinstance(padding, str):
-        same = padding == "same"
-        pads = layers.same_pads(weight.shape[2:], spread) if same else (0, 0, 0, 0)
+        keep = padding == "same"  # the other word is "valid"
+        pads = layers.same_pads(weight.shape[2:], spread) if keep else (0, 0, 0, 0)
     else:
         pads = _both(padding)
     return layers.conv2d(to, input, weight, bias, _pair(stride), pads, spread, groups)
 
 
-def _batch_norm(
+def batch_norm(
     to: Assembly,
     input: Value,
     running_mean: Tensor | None,
@@ -93,7 +96,7 @@ def _batch_norm(
     return layers.batch_norm(to, input, running_mean, running_var, weight, bias, eps)
 
 
-def _max_pool2d(
+def max_pool2d(
     to: Assembly,
     input: Value,
     kernel_size: Numbers,
@@ -109,7 +112,7 @@ def _max_pool2d(
     return layers.max_pool2d(to, input, kernel, step, _both(padding), ceil_mode)
 
 
-def _avg_pool2d(
+def avg_pool2d(
     to: Assembly,
     input: Value,
     kernel_size: Numbers,
@@ -126,7 +129,7 @@ def _avg_pool2d(
     return layers.avg_pool2d(to, input, kernel, step, pads, ceil_mode, count_include_pad)
 
 
-def _adaptive_avg_pool2d(to: Assembly, input: Value, output_size: Any) -> Value:
+def adaptive_avg_pool2d(to: Assembly, input: Value, output_size: Any) -> Value:
     wanted = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * 2
     have = input.shape[1:]
     if len(have) != 2:
@@ -142,7 +145,7 @@ def _flatten(to: Assembly, input: Value, start_dim: int = 0, end_dim: int = -1) 
     return to.flatten(input, start_dim, end_dim)
 
 
-def _unflatten(to: Assembly, input: Value, dim: int, sizes: Sequence[int]) -> Value:
+def unflatten(to: Assembly, input: Value, dim: int, sizes: Sequence[int]) -> Value:
     position = to.axis(input, dim)
     shape = [BATCH, *input.shape[:position], *sizes, *input.shape[position + 1 :]]
     return to.reshape(input, shape)
@@ -181,7 +184,7 @@ def _mean(to: Assembly, input: Value, dim: Any = None, keepdim: bool = False) ->
     return layers.mean(to, input, axes, keepdim)
 
 
-def _pad(
+def pad(
     to: Assembly, input: Value, pad: Sequence[int], mode: str = "constant", value: Any = None
 ) -> Value:
     if mode != "constant" or value or len(pad) > 4:
@@ -243,43 +246,43 @@ _SHARED: dict[str, Callable[..., Any]] = {
     "mul": layers.multiply,
     "neg": _negate,
     "permute": _permute,
-    "relu": _activation("relu"),
+    "relu": activation("relu"),
     "reshape": _reshape,
-    "sigmoid": _activation("sigmoid"),
+    "sigmoid": activation("sigmoid"),
     "squeeze": _squeeze,
     "sub": _sub,
-    "tanh": _activation("tanh"),
+    "tanh": activation("tanh"),
     "transpose": _transpose,
     "unsqueeze": _unsqueeze,
 }
 
 METHODS: dict[str, Callable[..., Any]] = {
     **_SHARED,
-    "clone": _same,
-    "contiguous": _same,
-    "detach": _same,
+    "clone": same,
+    "contiguous": same,
+    "detach": same,
     "dim": lambda to, input: len(input.shape) + 1,
     "double": _convert_to(torch.float64),
     "float": _convert_to(torch.float32),
     "size": _size,
     "to": _convert,
     "type": _convert,
-    "unflatten": _unflatten,
+    "unflatten": unflatten,
     "view": _reshape,
 }
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **{getattr(torch, name): read for name, read in _SHARED.items()},
     **{getattr(F, name): read for name, read in _SHARED.items() if hasattr(F, name)},
-    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
-    F.avg_pool2d: _avg_pool2d,
-    F.batch_norm: _batch_norm,
-    F.conv2d: _conv2d,
+    F.adaptive_avg_pool2d: adaptive_avg_pool2d,
+    F.avg_pool2d: avg_pool2d,
+    F.batch_norm: batch_norm,
+    F.conv2d: conv2d,
     F.dropout: _dropout,
     F.leaky_relu: _leaky_relu,
     F.linear: _linear,
-    F.max_pool2d: _max_pool2d,
-    F.pad: _pad,
+    F.max_pool2d: max_pool2d,
+    F.pad: pad,
     operator.add: _add,
     operator.iadd: _add,
     operator.matmul: _matmul,
@@ -290,56 +293,5 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.isub: _sub,
     operator.truediv: _div,
     operator.itruediv: _div,
-    torch.conv2d: _conv2d,
-}
-
-
-def _conv_layer(to: Assembly, layer: nn.Conv2d, value: Value) -> Value:
-    if layer.padding_mode != "zeros":
-        raise to.refusal(f"padding mode {layer.padding_mode!r} is not supported; pad with zeros")
-    return _conv2d(
-        to,
-        value,
-        layer.weight,
-        layer.bias,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-    )
-
-
-def _norm_layer(to: Assembly, layer: nn.BatchNorm2d, value: Value) -> Value:
-    mean, variance = layer.running_mean, layer.running_var
-    return _batch_norm(to, value, mean, variance, layer.weight, layer.bias, eps=layer.eps)
-
-
-def _max_pool_layer(to: Assembly, m: nn.MaxPool2d, value: Value) -> Value:
-    options = (m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
-    return _max_pool2d(to, value, *options)
-
-
-def _avg_pool_layer(to: Assembly, m: nn.AvgPool2d, value: Value) -> Value:
-    options = (m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad)
-    return _avg_pool2d(to, value, *options, m.divisor_override)
-
-
-MODULES: dict[type[nn.Module], Callable[[Assembly, Any, Value], Value]] = {
-    nn.AdaptiveAvgPool2d: lambda to, m, x: _adaptive_avg_pool2d(to, x, m.output_size),
-    nn.AvgPool2d: _avg_pool_layer,
-    nn.BatchNorm1d: _norm_layer,
-    nn.BatchNorm2d: _norm_layer,
-    nn.Conv2d: _conv_layer,
-    nn.Dropout: _same,
-    nn.Dropout2d: _same,
-    nn.Flatten: lambda to, m, x: to.flatten(x, m.start_dim, m.end_dim),
-    nn.Identity: _same,
-    nn.LeakyReLU: lambda to, m, x: layers.leaky_relu(to, x, m.negative_slope),
-    nn.Linear: lambda to, m, x: layers.linear(to, x, m.weight, m.bias),
-    nn.MaxPool2d: _max_pool_layer,
-    nn.ReLU: _activation("relu"),
-    nn.Sigmoid: _activation("sigmoid"),
-    nn.Tanh: _activation("tanh"),
-    nn.Unflatten: lambda to, m, x: _unflatten(to, x, m.dim, m.unflattened_size),
-    nn.ZeroPad2d: lambda to, m, x: _pad(to, x, m.padding),
+    torch.conv2d: conv2d,
 }

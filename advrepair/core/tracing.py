@@ -1,7 +1,7 @@
 """Read a torch module as a Network.
 
 ``torch.fx`` records the calls of ``forward``; each becomes operations through the tables of
-:mod:`advrepair.core.torch_operators`. The result is then compared with the module, because
+``torch_layers`` and ``torch_operators``. The result is then compared with the module, because
 a trace follows one path only.
 """
 
@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from advrepair.core.assembly import BATCH, Assembly, Value, one_line
 from advrepair.core.errors import UnsupportedNetworkError, UsageError
 from advrepair.core.graph import Network
-from advrepair.core.torch_operators import FUNCTIONS, METHODS, MODULES
+from advrepair.core.torch_layers import MODULES
+from advrepair.core.torch_operators import FUNCTIONS, METHODS
 
 _TOLERANCE = 1e-4
 
@@ -41,7 +42,7 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Network:
     _run(source, frozen, torch.zeros(2, *shape, dtype=dtype))
     try:
         # A module's forward is anybody's code, and so are the errors it raises when traced.
-        graph = fx.symbolic_trace(frozen)
+        graph = fx.GraphModule(frozen, _Tracer().trace(frozen))
     except Exception as error:
         raise UnsupportedNetworkError(
             f"{source}: its forward cannot be traced: {one_line(error)}"
@@ -50,6 +51,13 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> Network:
     network = reader.read()
     _compare(source, frozen, network)
     return network
+
+
+class _Tracer(fx.Tracer):
+    """Records a Network as one call: its operations are copied, not traced."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Network) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Reader:
@@ -105,7 +113,7 @@ class _Reader:
         values = [*arguments, *options.values()]
         if len(values) != 1 or not isinstance(values[0], Value):
             raise self.to.refusal("a layer must take one computed value")
-        return MODULES[type(layer)](self.to, layer, values[0])
+        return self._call(MODULES[type(layer)], (self.to, layer, values[0]), {})
 
     def _function(self, node: fx.Node, arguments: Any, options: Any) -> Any:
         target: Any = node.target

@@ -9,7 +9,7 @@ from attrs import define, frozen
 from torch import Tensor
 
 from advrepair.core import config
-from advrepair.core.bounding import Batch, Bounder, chunks
+from advrepair.core.bounding import Batch, Bounder
 from advrepair.core.constant import constant_patches, proved_patches
 from advrepair.core.graph import size
 from advrepair.core.interfaces import Refiner
@@ -25,18 +25,16 @@ _PATCHES_AT_ONCE = 64  # more of them no longer fit the cache together
 class Trained:
     """How training ended, per patch [Q].
 
-    epochs: steps taken. proved: by the rigorous bound. fallback: replaced by a constant.
+    epochs: steps taken. settled: it has been trained, to a proof or to the end of the budget.
     """
 
     epochs: Tensor
-    proved: Tensor
-    fallback: Tensor
+    settled: Tensor
 
     @classmethod
     def nothing_yet(cls, patches: int) -> Trained:
         """Before the first step."""
-        flags = torch.zeros(patches, dtype=torch.bool)
-        return cls(torch.zeros(patches, dtype=torch.long), flags, flags.clone())
+        return cls(torch.zeros(patches, dtype=torch.long), torch.zeros(patches, dtype=torch.bool))
 
 
 @define(eq=False)
@@ -70,19 +68,21 @@ def train(
     bounder: Bounder,
     refiner: Refiner,
     budget: config.Training,
-    settled: Callable[[Tensor, Trained], None],
+    result: Trained,
     todo: Tensor,
-) -> Trained:
-    """Train patches until they are proved or the budget ends; weights go to repaired.bank.
+    settled: Callable[[Tensor, bool], None],
+) -> None:
+    """Train patches until they are proved or the budget ends.
 
-    settled: told the patches of each chunk when it is done. todo: [q], the patches to train.
+    Weights go to repaired.bank, the account to result. todo: [q], the patches to train.
+    settled: told the patches of each chunk when it is done, and whether their boxes were
+    split.
     """
-    result = Trained.nothing_yet(len(repaired.bank))
     for index in patch_chunks(repaired, worklist, bounder, len(todo)):
-        chunk = todo[index]
-        _train_chunk(chunk, repaired, worklist, bounder, refiner, budget, result)
-        settled(chunk, result)
-    return result
+        before = len(worklist.owner)
+        _train_chunk(todo[index], repaired, worklist, bounder, refiner, budget, result)
+        result.settled[todo[index]] = True
+        settled(todo[index], len(worklist.owner) > before)
 
 
 def patch_chunks(
@@ -121,9 +121,7 @@ def _train_chunk(
     repaired.bank.put(active.patch, active.stack)
     if budget.fallback:
         constant, proved = constant_patches(active.patch, worklist, bounder)
-        chosen = active.patch[proved]
-        repaired.bank.put(chosen, {name: t[proved] for name, t in constant.items()})
-        result.proved[chosen] = result.fallback[chosen] = True
+        repaired.bank.put(active.patch[proved], {name: t[proved] for name, t in constant.items()})
 
 
 def _batches(worklist: Worklist, patches: Tensor) -> tuple[Batch, Batch]:
@@ -131,13 +129,17 @@ def _batches(worklist: Worklist, patches: Tensor) -> tuple[Batch, Batch]:
 
 
 def _train_round(
-    active: _Open, repaired: RepairedNetwork, bounder: Bounder, budget: config.Training, result: Trained
+    active: _Open,
+    repaired: RepairedNetwork,
+    bounder: Bounder,
+    budget: config.Training,
+    result: Trained,
 ) -> None:
     """Algorithm 2: at most ``epochs`` steps; a patch leaves the moment it is proved."""
     for epoch in range(budget.epochs + 1):
         leaves = {name: t.detach().requires_grad_() for name, t in active.stack.items()}
         margin = _margins(leaves, active.rows, bounder)
-        stay = ~_leave_proved(active, margin.detach(), repaired, bounder, result)
+        stay = ~_leave_proved(active, margin.detach(), repaired, bounder)
         active.keep(stay)
         if epoch == budget.epochs or not len(active.patch):
             return
@@ -152,12 +154,12 @@ def _train_round(
 def _margins(stack: Stack, rows: Batch, bounder: Bounder) -> Tensor:
     """Margin of every group of every piece, [q,B,G]; padding is +inf."""
     margin = group_margin(bounder.patched(stack, rows).minimum(rows.box), rows.group)
-    margin = margin.unflatten(0, rows.real.shape)
-    return margin.masked_fill(~rows.real.unsqueeze(2), torch.inf)
+    side_by_side: Tensor = margin.unflatten(0, rows.real.shape)
+    return side_by_side.masked_fill(~rows.real.unsqueeze(2), torch.inf)
 
 
 def _leave_proved(
-    active: _Open, margin: Tensor, repaired: RepairedNetwork, bounder: Bounder, result: Trained
+    active: _Open, margin: Tensor, repaired: RepairedNetwork, bounder: Bounder
 ) -> Tensor:
     """Prove the patches whose floating-point margin is there, and store them: bool [q].
 
@@ -171,7 +173,6 @@ def _leave_proved(
     proof = active.proof.part(ready)
     gone[ready] = proved_patches(bounder.margins(stack, proof), proof.group, proof.real)
     repaired.bank.put(active.patch[gone], {n: t[gone] for n, t in active.stack.items()})
-    result.proved[active.patch[gone]] = True
     active.aim = torch.where(ready & ~gone, 4 * active.aim + 1e-3, active.aim)
     return gone
 

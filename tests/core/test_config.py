@@ -11,6 +11,7 @@ from advrepair.core.config import (
     Patch,
     Problem,
     Run,
+    Training,
     as_layer,
     parse_setting,
     read_toml,
@@ -134,7 +135,7 @@ def test_defaults(registry):
     found = resolve(registry, [])
     assert found.problem == Problem()
     assert found.problem.input_range == (0.0, 1.0)
-    assert found.training.lr == 0.01
+    assert found.training == Training()
     assert found.verifier is found.components["verifier"]
     assert found.certifier == Exact()
     assert found.indicator == Guided()
@@ -274,7 +275,7 @@ def test_read_toml(tmp_path):
     good = tmp_path / "good.toml"
     good.write_text("[training]\nlr = 0.5\n")
     assert read_toml(good) == {"training": {"lr": 0.5}}
-    with pytest.raises(UsageError, match="nowhere.toml: No such file"):
+    with pytest.raises(UsageError, match=r"nowhere.toml: No such file"):
         read_toml(tmp_path / "nowhere.toml")
     with pytest.raises(UsageError, match="Is a directory"):
         read_toml(tmp_path)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from attrs import evolve
 from torch import Tensor
 
-from advrepair.core.graph import STEPS, Operation, size
+from advrepair.core.graph import STEPS, Operation, integers, size
 
 Tensors = Mapping[str, Tensor]
 Pulled = tuple[Tensor, Tensor | None]
@@ -23,26 +23,23 @@ def _pull_linear(op: Operation, t: Tensors, A: Tensor, shape: Sequence[int]) -> 
 
 
 def _pull_conv2d(op: Operation, t: Tensors, A: Tensor, shape: Sequence[int]) -> Pulled:
-    weight, settings = t[op.tensors["weight"]], op.settings
-    stride, padding, dilation = (
-        value if isinstance(value, tuple) else (value, value)
-        for value in (settings[key] for key in ("stride", "padding", "dilation"))
-    )
+    weight = t[op.tensors["weight"]]
+    stride, padding, dilation = (integers(op, key) for key in ("stride", "padding", "dilation"))
     extra = [
         shape[axis + 1]
-        - (A.shape[axis + 3] - 1) * int(stride[axis])
-        + 2 * int(padding[axis])
-        - int(dilation[axis]) * (weight.shape[axis + 2] - 1)
+        - (A.shape[axis + 3] - 1) * stride[axis]
+        + 2 * padding[axis]
+        - dilation[axis] * (weight.shape[axis + 2] - 1)
         - 1
         for axis in (0, 1)
     ]
     rows = F.conv_transpose2d(
         A.flatten(0, 1),
         weight,
-        stride=stride,
-        padding=padding,
+        stride=stride[:2],
+        padding=padding[:2],
         output_padding=extra,
-        groups=int(settings["groups"]),  # type: ignore[arg-type]
+        groups=integers(op, "groups")[0],
         dilation=dilation,
     )
     bias = None
@@ -62,8 +59,8 @@ def _pull_reshape(op: Operation, t: Tensors, A: Tensor, shape: Sequence[int]) ->
 
 
 def _pull_permute(op: Operation, t: Tensors, A: Tensor, shape: Sequence[int]) -> Pulled:
-    axes = op.settings["axes"]
-    back = sorted(range(len(axes)), key=axes.__getitem__)  # type: ignore[arg-type, union-attr]
+    axes = integers(op, "axes")
+    back = sorted(range(len(axes)), key=axes.__getitem__)
     return A.permute(0, 1, *(axis + 2 for axis in back)), None
 
 
@@ -71,7 +68,7 @@ def _pull_by_derivative(op: Operation, t: Tensors, A: Tensor, shape: Sequence[in
     """Rows of any operation that is linear without a constant: its transposed derivative."""
     flat = A.flatten(0, 1)
     point = flat.new_zeros(flat.shape[0], *shape)
-    _, transpose = torch.func.vjp(lambda x: STEPS[op.kind](op, t, [x]), point)
+    _, transpose, *_ = torch.func.vjp(lambda x: STEPS[op.kind](op, t, [x]), point)
     (rows,) = transpose(flat)
     return rows.unflatten(0, A.shape[:2]), None
 

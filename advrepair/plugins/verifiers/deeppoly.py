@@ -62,8 +62,8 @@ def check_supported(network: Network, verifier: str) -> None:
             )
         if op.kind in ("scale", "add") and any(shapes[name] != op.shape for name in op.inputs):
             raise UnsupportedNetworkError(
-                f"network: node {op.name!r} ({op.kind}) broadcasts its input {shapes[op.inputs[0]]} "
-                f"to {op.shape}, which verifier {verifier!r} cannot bound"
+                f"network: node {op.name!r} ({op.kind}) broadcasts its input "
+                f"{shapes[op.inputs[0]]} to {op.shape}, which verifier {verifier!r} cannot bound"
             )
 
 
@@ -260,8 +260,8 @@ class _Account:
             return LinearBound(A, self.b.expand(boxes, rows))
         b = self.b - above(self.error + 4 * UNIT64 * self.b.abs())
         last = self.state.network.operations[-1].name
-        magnitude = self.state.sizes.get(last)
-        return LinearBound(A, b.expand(boxes, rows), None if magnitude is None else above(magnitude))
+        known = self.state.sizes.get(last)
+        return LinearBound(A, b.expand(boxes, rows), None if known is None else above(known))
 
 
 def _dot(A: Tensor, value: Tensor) -> Tensor:

@@ -1,0 +1,96 @@
+"""The two functions of the Python interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from advrepair.core.artefacts import read_repaired
+from advrepair.core.config import Layer, resolve
+from advrepair.core.data import Dataset, make_dataset
+from advrepair.core.inputs import clip_of
+from advrepair.core.network import as_network
+from advrepair.core.patching import RepairedNetwork
+from advrepair.core.pipeline import Progress, Repair, Run, find_problem, silent
+from advrepair.core.pipeline import repair as run_repair
+from advrepair.core.registry import Registry
+
+
+def load(folder: str | Path) -> RepairedNetwork:
+    """The repaired network of a run folder; its ``forward(x)`` is the deployed function.
+
+    Raises UsageError if the folder holds no complete run.
+    """
+    return read_repaired(Path(folder) / "repaired.safetensors", Registry.load()).eval()
+
+
+def repair(
+    network: nn.Module,
+    x: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
+    *,
+    epsilon: float,
+    x_adv: ArrayLike | Tensor | None = None,
+    x_test: ArrayLike | Tensor | None = None,
+    y_test: ArrayLike | Tensor | None = None,
+    count: int | None = None,
+    input_range: Sequence[float] = (0.0, 1.0),
+    indicator: str = "property-guided",
+    verifier: str = "deeppoly",
+    preset: str = "default",
+    seed: int = 0,
+    settings: dict[str, dict[str, Any]] | None = None,
+    progress: Progress = silent,
+) -> Repair:
+    """Repair a network so that every input within epsilon of x_i keeps the label y_i.
+
+    Args:
+        network: any feed-forward ``nn.Module``; it is not changed.
+        x: inputs [N,*S]; uint8 is scaled to the input range.
+        y: labels [N].
+        epsilon: radius in input units.
+        x_adv: counterexamples [N,*S], if you have them; otherwise an attack looks for them
+            among the inputs that are classified correctly.
+        x_test, y_test: data for the drawdown; it is not measured without them.
+        count: how many to repair; all that are given or found if None.
+        input_range: lowest and highest input, () for unbounded.
+        indicator, verifier, preset: names, as on the command line.
+        seed: of everything random.
+        settings: any other option: ``{"patch": {"hidden": [64, 64, 16]}}``.
+        progress: called with stage, done, total.
+
+    Returns: the repaired network, its certificate and the report.
+
+    Raises: UsageError for what you can mend, UnsupportedNetworkError for a module that
+        cannot be read or bounded, SoundnessError if an attack falsifies a proof.
+    """
+    given: Layer = {
+        "problem": {"epsilon": epsilon, "input_range": list(input_range), "data": "given"},
+        "plan": {"indicator": indicator, "verifier": verifier},
+        "run": {"preset": preset, "seed": seed},
+    }
+    layers: list[Layer] = [settings or {}, given, {"problem": {"network": type(network).__name__}}]
+    plan = resolve(Registry.load(), layers)
+    shape = np.shape(x)[1:]
+    known = as_network(network, None if hasattr(network, "input_shape") else shape)
+
+    def dataset(name: str, x: Any, y: Any, x_adv: Any = None) -> Dataset:
+        arrays = (None if a is None else _array(a) for a in (x, y, x_adv))
+        x, y, x_adv = arrays
+        clip = clip_of(plan.problem)
+        return make_dataset(name, x, y, known.input_shape, known.dtype, clip, known.outputs, x_adv)
+
+    data = dataset("x", x, y, x_adv)
+    test = dataset("x_test", x_test, y_test) if x_test is not None else None
+    work = Run(progress)
+    problem = find_problem(known, data, plan, work, count)
+    return run_repair(known, problem, plan, work, test)
+
+
+def _array(value: Any) -> Any:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)

@@ -1,0 +1,276 @@
+"""The run folder: what a repair leaves behind, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from attrs import define
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from advrepair.core.certification import Certificate
+from advrepair.core.errors import UsageError
+from advrepair.core.graph import Network
+from advrepair.core.options import build, values
+from advrepair.core.patching import PatchBank, RepairedNetwork
+from advrepair.core.registry import Registry
+from advrepair.core.types import Assignment, Box, Centres, PropertySet
+
+FORMAT = 1
+_HEADER = "advrepair"  # one metadata key: safetensors writes several in random order
+
+
+@define
+class Folder:
+    """One run folder; ``partial`` beside it holds the work until it is complete."""
+
+    path: Path
+
+    @property
+    def partial(self) -> Path:
+        """Where the work is kept until the run is complete."""
+        return self.path.with_name(self.path.name + ".partial")
+
+    def claim(self, configuration: str, force: bool, resume: bool) -> bool:
+        """Prepare to write; True if the folder already holds this very run, complete.
+
+        configuration: text of run.toml. Raises UsageError if there is a run and neither
+        force nor resume is asked for, if the path is no folder of a run, or if what is to
+        be resumed was configured differently.
+        """
+        for place in (self.path, self.partial):
+            if not place.exists() or force:
+                continue
+            if not (place / "run.toml").exists():
+                raise UsageError(f"{place} exists and is no run folder: choose another --out")
+            if not resume:
+                what = "a run" if place == self.path else "an interrupted run"
+                raise UsageError(f"{place} holds {what}: use --force, --resume or another --out")
+            if (place / "run.toml").read_text(encoding="utf-8") != configuration:
+                raise UsageError(
+                    f"{place} was configured differently: resume it with --config "
+                    f"{place / 'run.toml'}, or replace it with --force"
+                )
+        if self.path.exists() and not force:
+            return True
+        self._start(configuration, force)
+        return False
+
+    def _start(self, configuration: str, force: bool) -> None:
+        if force and self.path.exists() and not (self.path / "run.toml").exists():
+            raise UsageError(f"{self.path} exists and is no run folder: choose another --out")
+        if force and self.partial.exists():
+            shutil.rmtree(self.partial)
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            write_text(self.partial / "run.toml", configuration)
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.partial}: {error.strerror}") from None
+
+    def publish(self) -> None:
+        """Put the complete run in its place, in one step."""
+        old = self.path.with_name(self.path.name + ".old")
+        if self.path.exists():
+            os.rename(self.path, old)
+        os.rename(self.partial, self.path)
+        if old.exists():
+            shutil.rmtree(old)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON with sorted keys, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write safetensors with one JSON header, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    metadata = {_HEADER: json.dumps(header, sort_keys=True)}
+    ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    safetensors.torch.save_file(ready, temporary, metadata=metadata)
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of :func:`write_tensors`; raises UsageError for anything else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: is its folder a complete run?") from None
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UsageError(f"{path} is not readable as part of a run: {error}") from None
+
+
+def write_repaired(path: Path, repaired: RepairedNetwork) -> None:
+    """``repaired.safetensors``: everything that :func:`read_repaired` needs."""
+    tensors = {f"base/{name}": t for name, t in repaired.base.tensors.items()}
+    tensors |= {f"patch/{name}": t for name, t in repaired.bank.stack.items()}
+    tensors |= {"box/lower": repaired.box.lower, "box/upper": repaired.box.upper}
+    centres = repaired.centres
+    for name in ("x", "logits", "label", "target", "patch"):
+        tensors[f"centres/{name}"] = getattr(centres, name)
+    header = {
+        "format": FORMAT,
+        "base": repaired.base.structure(),
+        "patch": repaired.bank.template.structure(),
+        "patches": list(repaired.assignment.names),
+        "allocator": {"name": repaired.allocator.name, "options": values(repaired.allocator)},
+    }
+    write_tensors(path, tensors, header)
+
+
+def read_repaired(path: Path, registry: Registry) -> RepairedNetwork:
+    """The deployed function from its file; raises UsageError if it is not one."""
+    tensors, header = read_tensors(path)
+    if header.get("format") != FORMAT:
+        raise UsageError(f"{path} has format {header.get('format')}: this version reads {FORMAT}")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+    stack, centres = part("patch/"), part("centres/")
+    zeros = {name: torch.zeros_like(t[0]) for name, t in stack.items()}
+    chosen = header["allocator"]
+    allocator = build(registry.find("allocator", chosen["name"]), chosen["options"], chosen["name"])
+    return RepairedNetwork(
+        Network.rebuild(header["base"], part("base/")),
+        PatchBank(Network.rebuild(header["patch"], zeros), stack),
+        Box(tensors["box/lower"], tensors["box/upper"]),
+        Assignment(centres["patch"], tuple(header["patches"])),
+        Centres(**centres, patches=len(header["patches"])),
+        allocator,  # type: ignore[arg-type]
+    )
+
+
+def write_certificate(
+    folder: Path, certificate: Certificate, properties: PropertySet, repaired: RepairedNetwork
+) -> None:
+    """``certificate.json`` and, beside it, its arrays in ``certificate.safetensors``.
+
+    Neither holds a time, a path or a version of the machine: the same configuration gives
+    the same bytes.
+    """
+    worklist, tree = certificate.worklist, certificate.worklist.tree
+    arrays = {
+        "C": properties.C,
+        "d": properties.d,
+        "group": properties.group,
+        "box.lower": properties.box.lower,
+        "box.upper": properties.box.upper,
+        "piece.node": worklist.node,
+        "piece.margin": certificate.piece_margin,
+        "tree.owner": torch.tensor(tree.owner),
+        "tree.parent": torch.tensor(tree.parent),
+        "tree.dim": torch.tensor(tree.dim),
+        "tree.cut": torch.tensor(tree.cut, dtype=torch.float64),
+    }
+    write_tensors(folder / "certificate.safetensors", arrays, {"format": FORMAT})
+    pieces = torch.bincount(worklist.owner, minlength=len(properties)).tolist()
+    rows = zip(
+        properties.identifiers(),
+        properties.names,
+        properties.label.tolist(),
+        repaired.patch.tolist(),
+        certificate.status,
+        certificate.margin.tolist(),
+        pieces,
+        certificate.constant.tolist(),
+        strict=True,
+    )
+    keys = ("id", "name", "label", "patch", "status", "margin", "pieces", "constant")
+    write_json(
+        folder / "certificate.json",
+        {
+            "format": FORMAT,
+            "level": certificate.level,
+            "certifier": certificate.certifier,
+            "claim": "for every input x of box i, every group of rows of C y + d has a row "
+            "greater than 0, where y is the output of the repaired network",
+            "network": repaired.base.digest(),
+            "files": {
+                name: file_digest(folder / name)
+                for name in ("repaired.safetensors", "certificate.safetensors")
+            },
+            "properties": [dict(zip(keys, row, strict=True)) for row in rows],
+        },
+    )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest(registry: Registry, inputs: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """What the run ran on. inputs: what was read, name to SHA-256."""
+    from importlib.metadata import version
+
+    packages = ("advrepair", "torch", "numpy", "attrs", "pluggy", "onnx", "safetensors")
+    plugins = [
+        {key: getattr(entry, key) for key in ("kind", "name", "distribution", "version")}
+        for entry in registry.listing()
+        if entry.problem is None
+    ]
+    return {
+        "versions": {name: version(name) for name in packages}
+        | {"python": platform.python_version()},
+        "plugins": plugins,
+        "inputs": dict(inputs),
+        "seed": seed,
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": "cpu",
+        },
+    }
+
+
+@define
+class Checkpoint:
+    """What an interrupted run has finished, by name, in its partial folder."""
+
+    folder: Path
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """Tensors saved under a name, or None."""
+        path = self.folder / f"checkpoint-{name}.safetensors"
+        return read_tensors(path)[0] if path.exists() else None
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors for a resume."""
+        write_tensors(self.folder / f"checkpoint-{name}.safetensors", tensors, {"format": FORMAT})
+
+    def names(self, prefix: str) -> list[str]:
+        """Saved names that begin with prefix, sorted."""
+        found = self.folder.glob(f"checkpoint-{prefix}*.safetensors")
+        return sorted(path.stem.removeprefix("checkpoint-") for path in found)
+
+    def clear(self) -> None:
+        """The run is complete: nothing of this is needed."""
+        for path in self.folder.glob("checkpoint-*.safetensors"):
+            path.unlink()

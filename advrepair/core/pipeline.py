@@ -1,0 +1,273 @@
+"""The whole flow on one screen: :func:`repair`; and :func:`run`, the same with a folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+from torch import Tensor
+
+from advrepair.core import artefacts, reporting
+from advrepair.core.attacking import (
+    Problem,
+    balls,
+    find_counterexamples,
+    generalisation_set,
+    given_counterexamples,
+)
+from advrepair.core.bounding import Bounder
+from advrepair.core.certification import Certificate, certify
+from advrepair.core.config import Configuration, to_toml
+from advrepair.core.constant import constant_bank
+from advrepair.core.data import Dataset
+from advrepair.core.errors import UsageError
+from advrepair.core.evaluation import Rates, rates
+from advrepair.core.graph import Network
+from advrepair.core.inputs import clip_of, read_inputs
+from advrepair.core.patching import RepairedNetwork, attach
+from advrepair.core.properties import refuse_contradictions
+from advrepair.core.refinement import Worklist
+from advrepair.core.registry import Registry
+from advrepair.core.rounding import Rounding
+from advrepair.core.training import Trained, train
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress for nobody."""
+
+
+@define
+class Run:
+    """What goes along with a repair: progress, clock, and checkpoints if there is a folder."""
+
+    progress: Progress = silent
+    checkpoint: artefacts.Checkpoint | None = None
+    seconds: dict[str, float] = field(factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Time a stage; yields a function that is told how many more are done."""
+        begin, done = time.perf_counter(), 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            self.progress(name, done, total)
+
+        self.progress(name, 0, total)
+        yield advance
+        self.progress(name, total, total)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+@frozen(eq=False)
+class Repair:
+    """A finished repair. network: the deployed function. report: as in report.json."""
+
+    network: RepairedNetwork
+    problem: Problem
+    certificate: Certificate
+    report: dict[str, Any]
+
+    def save(self, folder: str | Path) -> None:
+        """Write network and certificate into a folder, without the configuration of a run."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        _write(path, self)
+
+
+def run(
+    configuration: Configuration,
+    registry: Registry,
+    folder: Path,
+    progress: Progress = silent,
+    force: bool = False,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Repair as configured and leave a run folder; returns its report.
+
+    Raises UsageError before any long work for what the user can fix; then nothing is
+    written. An interrupted run is kept beside the folder, for ``resume``.
+    """
+    text = to_toml(configuration)
+    place = artefacts.Folder(folder)
+    network, data, inputs = read_inputs(configuration.problem)
+    if place.claim(text, force, resume):
+        return reporting.read_report(folder)
+    started = time.perf_counter()
+    work = Run(progress, artefacts.Checkpoint(place.partial))
+    try:
+        problem = find_problem(
+            network, data.repair, configuration, work, configuration.problem.count
+        )
+        result = repair(network, problem, configuration, work, data.test)
+    except UsageError:
+        place.discard()
+        raise
+    result.report["seconds"]["total"] = time.perf_counter() - started
+    result.report["folder"] = str(folder)
+    _write(place.partial, result)
+    artefacts.write_json(
+        place.partial / "manifest.json",
+        artefacts.manifest(registry, inputs, configuration.run.seed),
+    )
+    artefacts.Checkpoint(place.partial).clear()
+    place.publish()
+    return result.report
+
+
+def repair(
+    network: Network,
+    problem: Problem,
+    configuration: Configuration,
+    run: Run,
+    test: Dataset | None = None,
+) -> Repair:
+    """Repair the properties of a problem; the architecture in one function.
+
+    Raises UsageError for demands that cannot hold together or a network that cannot be
+    bounded, SoundnessError if an attack falsifies a proof.
+    """
+    plan, properties = configuration, problem.properties
+    refuse_contradictions(properties)
+    assignment = plan.indicator.assign(properties).checked(len(properties))
+    repaired = attach(
+        network, properties, assignment, plan.allocator, plan.patch.hidden, plan.run.seed
+    )
+    bounder = _bounder(repaired, plan)
+    with run.stage("bounds", len(properties)):
+        worklist = Worklist.start(properties, repaired.patch, bounder)
+    trained = _train(repaired, worklist, bounder, plan, run)
+    certificate = _certify(repaired, worklist, bounder, problem, plan, run)
+    metrics, baseline = _evaluate(repaired, worklist, bounder, problem, plan, run, test)
+    report = reporting.report(
+        repaired, problem, certificate, trained, metrics, baseline, plan, run.seconds
+    )
+    return Repair(repaired, problem, certificate, report)
+
+
+def find_problem(
+    network: Network, data: Dataset, plan: Configuration, run: Run, count: int | None
+) -> Problem:
+    """Counterexamples: from the data, from an interrupted run, or from the attack.
+
+    count: how many, or None for all there are. Raises UsageError if there are fewer.
+    """
+    asked, clip = plan.problem, clip_of(plan.problem)
+    if data.raw_adv is not None:
+        return given_counterexamples(network, data, asked.epsilon, count, clip)
+    saved = run.checkpoint.load("counterexamples") if run.checkpoint else None
+    if saved is not None:
+        properties = balls(network, data, saved["row"], asked.epsilon, clip)
+        return Problem(properties, saved["x_adv"], saved["row"])
+    with run.stage("attack", count or 0) as advance:
+        problem = find_counterexamples(
+            network, data, asked.epsilon, count, clip, plan.attack, plan.run.seed, advance
+        )
+    if run.checkpoint:
+        run.checkpoint.save("counterexamples", {"row": problem.row, "x_adv": problem.x_adv})
+    return problem
+
+
+def _train(
+    repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder, plan: Configuration, run: Run
+) -> Trained:
+    """Train what an interrupted run has not; every chunk that is done is kept on disk."""
+    result = Trained.nothing_yet(len(repaired.bank))
+    if run.checkpoint:
+        for name in run.checkpoint.names("patches"):
+            _restore(run.checkpoint.load(name) or {}, repaired, result)
+    todo = (~result.settled).nonzero()[:, 0]
+    with run.stage("training", len(repaired.bank)) as advance:
+        advance(len(repaired.bank) - len(todo))
+
+        def settled(patches: Tensor, split: bool) -> None:
+            # The pieces of a split chunk are not kept: it is trained again on a resume.
+            if run.checkpoint and not split:
+                run.checkpoint.save(f"patches-{int(patches[0])}", _kept(patches, repaired, result))
+            advance(len(patches))
+
+        train(repaired, worklist, bounder, plan.refiner, plan.training, result, todo, settled)
+    return result
+
+
+def _kept(patches: Tensor, repaired: RepairedNetwork, result: Trained) -> dict[str, Tensor]:
+    tensors = {f"stack/{name}": t[patches] for name, t in repaired.bank.stack.items()}
+    return tensors | {"patches": patches, "epochs": result.epochs[patches]}
+
+
+def _restore(saved: dict[str, Tensor], repaired: RepairedNetwork, result: Trained) -> None:
+    patches = saved["patches"]
+    stack = {n.removeprefix("stack/"): t for n, t in saved.items() if n.startswith("stack/")}
+    repaired.bank.put(patches, stack)
+    result.epochs[patches] = saved["epochs"]
+    result.settled[patches] = True
+
+
+def _certify(
+    repaired: RepairedNetwork,
+    worklist: Worklist,
+    bounder: Bounder,
+    problem: Problem,
+    plan: Configuration,
+    run: Run,
+) -> Certificate:
+    attack = plan.attack if plan.certification.attack else None
+    with run.stage("certification", len(problem.properties)) as advance:
+        return certify(repaired, worklist, bounder, problem, attack, plan.run.seed, advance)
+
+
+def _evaluate(
+    repaired: RepairedNetwork,
+    worklist: Worklist,
+    bounder: Bounder,
+    problem: Problem,
+    plan: Configuration,
+    run: Run,
+    test: Dataset | None,
+) -> tuple[Rates, dict[str, Rates]]:
+    """Rates of the repair, and of the two repairs that cost nothing."""
+    asked, base = plan.evaluation, repaired.base
+    steps = len(problem.properties) * asked.samples + (2 if asked.baseline else 1)
+    with run.stage("evaluation", steps) as advance:
+        unseen = generalisation_set(
+            base, problem, plan.attack, asked.samples, plan.run.seed, advance
+        )
+        metrics = rates(repaired, base, problem, unseen, test)
+        advance(1)
+        nothing: Rates = {"certified": 0.0}
+        baseline = {"none": nothing | rates(base, base, problem, unseen, None)}
+        baseline["none"]["DD"] = None if test is None else 0.0
+        if asked.baseline:
+            bank, proved = constant_bank(worklist, bounder)
+            trivial = RepairedNetwork(
+                base, bank, repaired.box, repaired.assignment, repaired.centres, plan.allocator
+            )
+            share = proved[repaired.patch].double().mean().item()
+            certified: Rates = {"certified": share}
+            baseline["constant-bias"] = certified | rates(trivial, base, problem, unseen, test)
+            advance(1)
+    return metrics, baseline
+
+
+def _bounder(repaired: RepairedNetwork, plan: Configuration) -> Bounder:
+    return Bounder(
+        repaired.base,
+        repaired.bank.template,
+        plan.verifier,
+        plan.certifier,
+        Rounding(plan.certification.level),  # type: ignore[arg-type]
+        int(plan.run.memory * 2**30),
+    )
+
+
+def _write(path: Path, result: Repair) -> None:
+    artefacts.write_repaired(path / "repaired.safetensors", result.network)
+    artefacts.write_certificate(path, result.certificate, result.problem.properties, result.network)
+    artefacts.write_json(path / "report.json", result.report)

@@ -1,0 +1,130 @@
+"""``report.json``: what a repair achieved and what it cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from advrepair.core.attacking import Problem
+from advrepair.core.certification import Certificate
+from advrepair.core.config import Configuration
+from advrepair.core.errors import UsageError
+from advrepair.core.evaluation import Rates
+from advrepair.core.patching import RepairedNetwork
+from advrepair.core.training import Trained
+from advrepair.core.types import Status
+
+_TRIVIAL = (
+    "a constant patch, which looks at no input, reaches the same RSR, RGR and DD: these rates "
+    "do not show that the patches learned anything"
+)
+
+
+def report(
+    repaired: RepairedNetwork,
+    problem: Problem,
+    certificate: Certificate,
+    trained: Trained,
+    metrics: Rates,
+    baseline: Mapping[str, Mapping[str, float | int | None]],
+    plan: Configuration,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Everything of ``report.json`` but the total time. Keys: ``docs/report.md``."""
+    stack = repaired.bank.stack.values()
+    parameters = sum(t.numel() for t in stack)
+    return {
+        "network": {
+            "name": Path(plan.problem.network).name,
+            "parameters": repaired.base.parameters_count,
+        },
+        "problem": {
+            "epsilon": plan.problem.epsilon,
+            "count": len(problem.properties),
+            "input_range": list(plan.problem.input_range),
+            "level": certificate.level,
+            **{role: component.name for role, component in plan.components.items()},
+        },
+        "properties": {
+            "total": len(certificate.status),
+            **{status.value: certificate.count(status) for status in Status},
+            "constant": int(certificate.constant.sum()),
+            "pieces": len(certificate.piece_margin),
+        },
+        "metrics": dict(metrics),
+        "baseline": {name: dict(rates) for name, rates in baseline.items()},
+        "seconds": {name: seconds.get(name, 0.0) for name in _STAGES},
+        "peak_memory_bytes": peak_memory(),
+        "patches": {
+            "count": len(repaired.bank),
+            "parameters": parameters,
+            "bytes": sum(t.numel() * t.element_size() for t in stack),
+            "ratio_to_network": parameters / repaired.base.parameters_count,
+            "mean_epochs": float(trained.epochs.double().mean()),
+        },
+        "notes": _notes(certificate, metrics, baseline, plan),
+    }
+
+
+_STAGES = ("attack", "bounds", "training", "certification", "evaluation")
+
+
+def _notes(
+    certificate: Certificate,
+    metrics: Rates,
+    baseline: Mapping[str, Mapping[str, float | int | None]],
+    plan: Configuration,
+) -> list[str]:
+    """What a reader must know to read the figures rightly."""
+    notes = []
+    for status in (Status.FALSIFIED, Status.UNKNOWN):
+        if number := certificate.count(status):
+            notes.append(f"{number} properties {status.value}: {status.sentence}")
+    if constant := int(certificate.constant.sum()):
+        notes.append(f"{constant} properties are served by a constant patch (training gave up)")
+    notes.append(_outside(plan))
+    trivial = baseline.get("constant-bias")
+    if trivial and all(_no_better(metrics[key], trivial[key], key) for key in metrics):
+        notes.append(_TRIVIAL)
+    return notes
+
+
+def _outside(plan: Configuration) -> str:
+    if plan.allocator.name == "none":
+        return "outside the balls the network is unchanged, and nothing is proved there"
+    text = "outside the balls nothing is proved: patches are chosen by the allocator "
+    text += f"{plan.allocator.name!r} from the query itself"
+    if plan.indicator.name != "property-guided":
+        text += (
+            ", so an adversarial query is routed by its wrong label; inside, the ball decides, "
+            "which is what the certificate is about"
+        )
+    return text
+
+
+def _no_better(ours: float | None, trivial: float | int | None, key: str) -> bool:
+    if ours is None or trivial is None:
+        return True
+    return ours >= trivial if key == "DD" else ours <= trivial
+
+
+def peak_memory() -> int | None:
+    """Largest resident memory of this process so far, in bytes; None where unknown."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a complete run; raises UsageError if it cannot be read."""
+    try:
+        found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder / 'report.json'} cannot be read: {error}") from None
+    return found

@@ -1,0 +1,215 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from advrepair.cli import show
+from advrepair.core.options import Option
+from advrepair.core.registry import Entry
+
+LONG = "a-very-long-name-" * 12
+
+
+class Clock:
+    """Time that passes when told."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def _report(**changes):
+    rates = {"RSR": 1.0, "RGR": 0.998, "DD": -0.002}
+    report = {
+        "network": {"name": "digits", "parameters": 1000},
+        "problem": {"epsilon": 0.1, "count": 50, "level": "deployed-float32"},
+        "properties": {"total": 50, "certified": 50, "falsified": 0, "unknown": 0, "constant": 3},
+        "metrics": rates,
+        "baseline": {
+            "constant-bias": {"RSR": 1.0, "RGR": None, "DD": 0.5, "certified": 1.0},
+            "none": {"RSR": 0.0, "RGR": 0.1, "DD": 0.0, "certified": 0},
+        },
+        "seconds": {"attack": 1.25, "bounds": 0.5, "total": 2.0},
+        "peak_memory_bytes": 3 * 2**29,
+        "patches": {"count": 50, "parameters": 32500, "bytes": 130000, "ratio_to_network": 32.5},
+        "notes": ["inputs outside the balls are not covered by the proof"],
+        "folder": "runs/digits",
+    }
+    return {**report, **changes}
+
+
+def _printed(function, *arguments, width=None, terminal=False, encoding=None):
+    stream = io.StringIO()
+    if encoding:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    screen = show.console(stream)
+    if terminal:
+        screen = Console(file=stream, force_terminal=True, width=width, color_system=None)
+    function(*arguments, screen)
+    stream.seek(0)
+    return stream.read()
+
+
+def test_the_report():
+    text = _printed(show.print_report, _report())
+    assert text.startswith(
+        "50 of 50 properties certified (deployed-float32); every input within 0.1 of the 50 images"
+    )
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["repair"] == ["50/50", "100.0", "%", "99.8", "%", "-0.2", "%"]
+    assert rows["constant-bias"] == ["50/50", "100.0", "%", "-", "50.0", "%"]
+    assert rows["unrepaired"] == ["0/50", "0.0", "%", "10.0", "%", "0.0", "%"]
+    assert "patches: 50 with 32500 parameters, 127.0 KiB, 32.5 x the network" in text
+    assert "constant for 3 properties" in text
+    assert "seconds: attack 1.2, bounds 0.5, total 2.0" in text
+    assert "peak memory: 1.5 GiB" in text
+    assert "note: inputs outside the balls" in text
+    assert text.endswith("files: runs/digits\n")
+
+
+def test_what_is_not_certified_is_said():
+    counts = {"total": 50, "certified": 47, "falsified": 1, "unknown": 2, "constant": 0}
+    text = " ".join(_printed(show.print_report, _report(properties=counts)).split())
+    assert text.startswith("47 of 50 properties certified")
+    assert "of those 47 images keeps its label; 1 falsified, 2 unknown" in text
+
+
+def test_nothing_certified_promises_nothing():
+    counts = {"total": 2, "certified": 0, "falsified": 0, "unknown": 2, "constant": 0}
+    text = _printed(show.print_report, _report(properties=counts))
+    assert text.startswith("0 of 2 properties certified (deployed-float32); 2 unknown\n")
+
+
+def test_missing_figures_are_dashes():
+    text = _printed(show.print_report, _report(metrics=dict.fromkeys(show.RATES), baseline={}))
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert rows["repair"] == ["50/50", "-", "-", "-"]
+    assert rows["constant-bias"] == rows["unrepaired"] == ["-", "-", "-", "-"]
+
+
+def test_almost_all_is_not_all():
+    metrics = {"RSR": 0.9999, "RGR": 1.0, "DD": None}
+    text = _printed(show.print_report, _report(metrics=metrics))
+    (line,) = [line for line in text.splitlines() if line.strip().startswith("repair ")]
+    assert line.split()[2:] == ["99.9", "%", "100.0", "%", "-"]
+
+
+@pytest.mark.parametrize(("terminal", "width"), [(False, None), (True, 60), (True, 300)])
+def test_a_report_is_never_too_wide(terminal, width):
+    report = _report(notes=[LONG, "word " * 100], folder=f"runs/{LONG}")
+    text = _printed(show.print_report, report, terminal=terminal, width=width)
+    assert max(map(len, text.splitlines())) <= min(width or show.WIDTH, show.WIDTH)
+
+
+def _entries():
+    option = Option("steps" + LONG, "int", (1, 2), "[bold]how often[/] :smile: " + LONG, at_least=1)
+    return [
+        Entry("attack", "pgd", "advrepair", "0.1.0", "Descends [cosine].", (option,)),
+        Entry("attack", LONG, LONG, "1.0", LONG),
+        Entry("plugin", "bad", "advrepair-bad", "2.0", problem=f"ImportError: {LONG}"),
+    ]
+
+
+@pytest.mark.parametrize(("terminal", "width"), [(False, None), (True, 60), (True, 300)])
+def test_a_listing_is_never_too_wide(terminal, width):
+    entries = _entries()
+    text = _printed(show.print_listing, entries, terminal=terminal, width=width)
+    for entry in entries:
+        text += _printed(show.print_options, entry, terminal=terminal, width=width)
+    assert max(map(len, text.splitlines())) <= min(width or show.WIDTH, show.WIDTH)
+
+
+def test_a_listing_takes_words_as_they_are():
+    text = _printed(show.print_listing, iter(_entries()))
+    assert "Descends [cosine]." in text
+    assert "Cannot be used:\n  plugin bad (advrepair-bad 2.0): ImportError:" in text
+    text = _printed(show.print_options, _entries()[0])
+    assert "[bold]how often[/] :smile:" in text
+    assert "[1, 2]" in text
+    assert "(at least 1)" in text.replace("\n", "")
+
+
+def test_a_listing_fits_an_ascii_pipe():
+    assert _printed(show.print_listing, _entries(), encoding="ascii").isascii()
+
+
+def test_options_of_a_component_without_any():
+    entry = Entry("refiner", "none", "advrepair", "0.1.0", "Never splits.")
+    assert _printed(show.print_options, entry).endswith("no options\n")
+
+
+def _log():
+    clock, stream = Clock(), io.StringIO()
+    return show.LogProgress(stream, clock), clock, stream
+
+
+def test_log_progress():
+    progress, clock, stream = _log()
+    with progress:
+        progress("attack", 0, 50)
+        for done in range(1, 51):
+            clock.now += 0.2
+            progress("attack", done, 50)
+        progress("attack", 50, 50)
+        progress("bounds", 0, 0)
+        clock.now += 4
+        progress("bounds", 3, 0)
+        clock.now += 1
+        progress("training", 0, 2)
+        clock.now += 100
+    assert stream.getvalue().splitlines() == [
+        "attack  15/50  eta 7.0 s",
+        "attack  30/50  eta 4.0 s",
+        "attack  45/50  eta 1.0 s",
+        "attack  50/50  10 s",
+        "bounds  3",
+        "bounds  3  5.0 s",
+        "training  0/2  1 min 40 s",
+    ]
+
+
+def test_a_stage_may_come_again():
+    progress, _, stream = _log()
+    with progress:
+        for done in (0, 1, 2, 0, 2):
+            progress("training", done, 2)
+    assert stream.getvalue().splitlines() == ["training  2/2  0.0 s"] * 2
+
+
+def test_a_failed_stage_is_not_called_finished():
+    progress, _, stream = _log()
+    with pytest.raises(KeyError), progress:
+        progress("attack", 1, 2)
+        raise KeyError
+    assert stream.getvalue() == ""
+
+
+def test_terminal_progress_leaves_a_line_a_stage():
+    stream, clock = io.StringIO(), Clock()
+    screen = Console(file=stream, force_terminal=True, width=80, color_system=None)
+    with show.TerminalProgress(screen, clock) as progress:
+        for done in range(3):
+            progress("[attack]", done, 2)
+            clock.now += 1
+        progress("bounds", 1, 0)
+        clock.now += 2
+    text = stream.getvalue()
+    assert "[attack]  2/2  2.0 s" in text
+    assert "bounds  1  2.0 s" in text
+
+
+def test_the_progress_that_fits(capsys):
+    assert isinstance(show.progress(), show.LogProgress)
+    with show.progress(silent=True) as progress:
+        progress("attack", 1, 1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s")],
+)
+def test_seconds(value, text):
+    assert show.seconds(value) == text
