@@ -181,7 +181,8 @@ def _read(path: Path) -> Mapping[str, Array]:
         raise UsageError(f"{path}: suffix {path.suffix!r} is not data; use an npz file")
     keys = ("x", "y", "x_train", "y_train", "x_test", "y_test", "x_adv")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # numpy leaves a file that it opened itself open when it is damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return {key: stored[key] for key in keys if key in stored.files}
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if "Object arrays" in str(error):

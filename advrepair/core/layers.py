@@ -6,7 +6,7 @@ UnsupportedNetworkError, naming the node. Constants are folded in float64 and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -215,14 +215,6 @@ def unsqueeze(to: Assembly, value: Value, axes: Sequence[int]) -> Value:
     for position in sorted(to.axis(value, axis, extra=len(axes)) for axis in axes):
         shape.insert(position, 1)
     return to.reshape_to(value, shape)
-
-
-Activation = Callable[[Assembly, Value], Value]
-
-
-def activation(kind: str) -> Activation:
-    """An activation without settings."""
-    return lambda to, value: to.emit(kind, [value])
 
 
 def leaky_relu(to: Assembly, value: Value, slope: float) -> Value:

@@ -22,7 +22,7 @@ def _binary(combine: Callable[[Assembly, Any, Any], Value]) -> Reader:
 
 
 def _simple(kind: str) -> Reader:
-    return lambda call: layers.activation(kind)(call.to, call.value())
+    return lambda call: call.to.emit(kind, [call.value()])
 
 
 def _same(call: Call) -> Value:

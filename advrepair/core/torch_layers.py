@@ -13,6 +13,14 @@ from advrepair.core.assembly import Assembly, Value
 from advrepair.core.graph import INPUT, Network
 
 
+def _activation(kind: str) -> Callable[[Assembly, Any, Value], Value]:
+    return lambda to, layer, value: to.emit(kind, [value])
+
+
+def _same(to: Assembly, layer: nn.Module, value: Value) -> Value:
+    return value
+
+
 def _conv_layer(to: Assembly, layer: nn.Conv2d, value: Value) -> Value:
     if layer.padding_mode != "zeros":
         raise to.refusal(f"padding mode {layer.padding_mode!r} is not supported; pad with zeros")
@@ -66,16 +74,16 @@ MODULES: dict[type[nn.Module], Callable[[Assembly, Any, Value], Value]] = {
     nn.BatchNorm1d: _norm_layer,
     nn.BatchNorm2d: _norm_layer,
     nn.Conv2d: _conv_layer,
-    nn.Dropout: functions.same,
-    nn.Dropout2d: functions.same,
+    nn.Dropout: _same,
+    nn.Dropout2d: _same,
     nn.Flatten: lambda to, m, x: to.flatten(x, m.start_dim, m.end_dim),
-    nn.Identity: functions.same,
+    nn.Identity: _same,
     nn.LeakyReLU: lambda to, m, x: layers.leaky_relu(to, x, m.negative_slope),
     nn.Linear: lambda to, m, x: layers.linear(to, x, m.weight, m.bias),
     nn.MaxPool2d: _max_pool_layer,
-    nn.ReLU: functions.activation("relu"),
-    nn.Sigmoid: functions.activation("sigmoid"),
-    nn.Tanh: functions.activation("tanh"),
+    nn.ReLU: _activation("relu"),
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.Tanh: _activation("tanh"),
     nn.Unflatten: lambda to, m, x: functions.unflatten(to, x, m.dim, m.unflattened_size),
     nn.ZeroPad2d: lambda to, m, x: functions.pad(to, x, m.padding),
 }

@@ -31,9 +31,7 @@ def _both(padding: Numbers) -> Pads:
     return (*_pair(padding), *_pair(padding))
 
 
-def activation(kind: str) -> Callable[..., Value]:
-    """Reader of an activation without settings."""
-
+def _activation(kind: str) -> Callable[..., Value]:
     def read(to: Assembly, input: Value, inplace: bool = False) -> Value:
         return to.emit(kind, [input])
 
@@ -46,8 +44,7 @@ def _leaky_relu(
     return layers.leaky_relu(to, input, negative_slope)
 
 
-def same(to: Assembly, input: Value, *ignored: Any, **options: Any) -> Value:
-    """Reader of what changes nothing at inference."""
+def _same(to: Assembly, input: Value, **ignored: Any) -> Value:
     return input
 
 
@@ -193,7 +190,9 @@ def pad(
     return layers.pad(to, input, (top, left, bottom, right))
 
 
-def _dropout(to: Assembly, input: Value, p: float = 0.5, training: bool = True, *_: Any) -> Value:
+def _dropout(
+    to: Assembly, input: Value, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Value:
     if training and p:
         raise to.refusal("it drops values at inference too; pass training=self.training")
     return input
@@ -246,21 +245,21 @@ _SHARED: dict[str, Callable[..., Any]] = {
     "mul": layers.multiply,
     "neg": _negate,
     "permute": _permute,
-    "relu": activation("relu"),
+    "relu": _activation("relu"),
     "reshape": _reshape,
-    "sigmoid": activation("sigmoid"),
+    "sigmoid": _activation("sigmoid"),
     "squeeze": _squeeze,
     "sub": _sub,
-    "tanh": activation("tanh"),
+    "tanh": _activation("tanh"),
     "transpose": _transpose,
     "unsqueeze": _unsqueeze,
 }
 
 METHODS: dict[str, Callable[..., Any]] = {
     **_SHARED,
-    "clone": same,
-    "contiguous": same,
-    "detach": same,
+    "clone": _same,
+    "contiguous": _same,
+    "detach": _same,
     "dim": lambda to, input: len(input.shape) + 1,
     "double": _convert_to(torch.float64),
     "float": _convert_to(torch.float32),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -187,7 +188,8 @@ def _dtype(source: str, module: nn.Module) -> torch.dtype:
 
 def _run(source: str, module: nn.Module, x: Tensor) -> Any:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the module's own are not about the repair
             return module(x.clone())
     except Exception as error:  # anybody's code
         shape = ",".join(str(n) for n in x.shape[1:])

@@ -265,7 +265,7 @@ def test_neutral_operations_are_dropped_and_names_are_unique(tmp_path):
             helper.make_node("Sub", ["a", "z"], ["b"]),
             helper.make_node("Tanh", ["b"], ["c"], name="r"),
             helper.make_node("Sigmoid", ["c"], ["y"])]  # fmt: skip
-    network = check(tmp_path, model(same, (4,), {"z": np.zeros(4, np.float32)}))
+    network = read(tmp_path, model(same, (4,), {"z": np.zeros(4, np.float32)}))
     assert [op.name for op in network.operations] == ["r", "r_1", "Sigmoid_3"]
 
 
