@@ -15,7 +15,7 @@ from advrepair.core.patching import Stack
 from advrepair.core.rounding import Rounding, above
 from advrepair.core.types import Box, LinearBound
 
-_CACHE_BYTES = 2**25  # chunks near the cache's size run faster than chunks near the memory's
+_CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
 
 
 def bytes_per_box(network: Network, rows: int) -> int:
@@ -55,6 +55,8 @@ class Batch:
 
     def part(self, keep: Tensor) -> Batch:
         """Only some patches; keep: bool [q]."""
+        if bool(keep.all()):
+            return self
         flat = keep.repeat_interleave(self.real.shape[1])
         return Batch(
             self.box[flat], self.rows[flat], self.C[flat], self.group[flat], self.real[keep]
@@ -114,9 +116,9 @@ class Bounder:
         )
 
     def patched(self, stack: Stack, batch: Batch) -> LinearBound:
-        """Rows of N + P_j on its pieces, [q*B,M,*S], for training (differentiable)."""
+        """Rows of P_j on its pieces, [q*B,M,*S], for training (differentiable)."""
         A, b, _ = self._patch_rows("patch", stack, batch)
-        return LinearBound(batch.rows.A + A, batch.rows.b + b)
+        return LinearBound(A, b)
 
     def margins(self, stack: Stack, batch: Batch) -> Tensor:
         """Lower bounds of every row of N + P_j, [q*B,M], valid in exact arithmetic.
@@ -133,10 +135,6 @@ class Bounder:
             reach = self.rounding.relative(2, 4) * (batch.rows.magnitude + magnitude)
             error = above((batch.C.abs().double() @ reach.unsqueeze(2)).squeeze(2))
             both = LinearBound(batch.rows.A + A, batch.rows.b + b)
-            # One float64 rounding in each coefficient of the sum of the two rows.
-            far = torch.maximum(batch.box.lower.abs(), batch.box.upper.abs()).double()
-            wide = (both.A.abs().flatten(2) @ far.flatten(1).unsqueeze(2)).squeeze(2)
-            error = error + above(2.0**-52 * (wide + both.b.abs()))
             return both.minimum_rigorous(batch.box) - error
 
     def _patch_rows(

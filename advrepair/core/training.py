@@ -14,11 +14,13 @@ from advrepair.core.constant import constant_patches, proved_patches
 from advrepair.core.graph import size
 from advrepair.core.interfaces import Refiner
 from advrepair.core.optimisers import OPTIMISERS, Optimiser
-from advrepair.core.patching import RepairedNetwork, Stack
+from advrepair.core.patching import RepairedNetwork, Stack, last_layer
 from advrepair.core.refinement import Worklist
-from advrepair.core.types import SplitPlan, group_margin
+from advrepair.core.types import LinearBound, SplitPlan, group_margin
 
-_PATCHES_AT_ONCE = 64  # more of them no longer fit the cache together
+_PATCHES_AT_ONCE = 64
+_CACHE_BYTES = 2**22  # of the largest array in flight: memory is slower than arithmetic
+_BISECTIONS = 4  # for the least multiple of a patch that suffices
 
 
 @frozen(eq=False)
@@ -41,8 +43,7 @@ class Trained:
 class _Open:
     """The patches of a chunk that are not proved yet.
 
-    patch: [q]. stack: their weights. aim: [q], the margin asked for. rows, proof: their
-    pieces, for training and for the proof.
+    patch: [q]. stack: their weights. aim: [q], the margin asked for. rows: their pieces.
     """
 
     patch: Tensor
@@ -50,7 +51,6 @@ class _Open:
     optimiser: Optimiser
     aim: Tensor
     rows: Batch
-    proof: Batch
 
     def keep(self, stay: Tensor) -> None:
         """Only some patches stay; stay: bool [q]."""
@@ -59,7 +59,7 @@ class _Open:
         self.patch, self.aim = self.patch[stay], self.aim[stay]
         self.stack = {name: t[stay] for name, t in self.stack.items()}
         self.optimiser.keep(stay)
-        self.rows, self.proof = self.rows.part(stay), self.proof.part(stay)
+        self.rows = self.rows.part(stay)
 
 
 def train(
@@ -93,8 +93,9 @@ def patch_chunks(
     rows, inputs = worklist.properties.C.shape[1], size(template.input_shape)
     widest = max((2 * size(op.shape) for op in template.operations if op.kind == "relu"), default=0)
     pieces = len(worklist.owner) / len(repaired.bank)
-    each = 4 * (12 * template.parameters_count + 8 * inputs * int(pieces * (rows + widest) + 1))
-    most = max(1, min(bounder.memory // each, _PATCHES_AT_ONCE))
+    array = 4 * inputs * int(pieces * max(rows, widest) + 1)
+    each = 4 * 12 * template.parameters_count + 16 * array
+    most = max(1, min(bounder.memory // each, _CACHE_BYTES // array, _PATCHES_AT_ONCE))
     return list(torch.arange(count).split(most))
 
 
@@ -111,26 +112,23 @@ def _train_chunk(
     stack = {name: t[patches].clone() for name, t in repaired.bank.stack.items()}
     aim = torch.full((len(patches),), 2 * budget.margin, dtype=bounder.network.dtype)
     optimiser = OPTIMISERS[budget.optimiser](budget.lr)
-    active = _Open(patches, stack, optimiser, aim, *_batches(worklist, patches))
+    active = _Open(patches, stack, optimiser, aim, worklist.batch(patches, rigorous=False))
     for turn in range(1, max(1, budget.rounds) + 1):
-        _train_round(active, repaired, bounder, budget, result)
+        _train_round(active, repaired, worklist, bounder, budget, result)
         if not len(active.patch):
             return
         if turn < budget.rounds and _refine(active, worklist, bounder, refiner, budget.split):
-            active.rows, active.proof = _batches(worklist, active.patch)
+            active.rows = worklist.batch(active.patch, rigorous=False)
     repaired.bank.put(active.patch, active.stack)
     if budget.fallback:
         constant, proved = constant_patches(active.patch, worklist, bounder)
         repaired.bank.put(active.patch[proved], {name: t[proved] for name, t in constant.items()})
 
 
-def _batches(worklist: Worklist, patches: Tensor) -> tuple[Batch, Batch]:
-    return worklist.batch(patches, rigorous=False), worklist.batch(patches, rigorous=True)
-
-
 def _train_round(
     active: _Open,
     repaired: RepairedNetwork,
+    worklist: Worklist,
     bounder: Bounder,
     budget: config.Training,
     result: Trained,
@@ -138,8 +136,11 @@ def _train_round(
     """Algorithm 2: at most ``epochs`` steps; a patch leaves the moment it is proved."""
     for epoch in range(budget.epochs + 1):
         leaves = {name: t.detach().requires_grad_() for name, t in active.stack.items()}
-        margin = _margins(leaves, active.rows, bounder)
-        stay = ~_leave_proved(active, margin.detach(), repaired, bounder)
+        rows = active.rows
+        patch = bounder.patched(leaves, rows)
+        margin = _margins(rows, rows.rows + patch)
+        factor, ready = _scale(active, patch, margin)
+        stay = ~_leave_proved(active, factor, ready, repaired, worklist, bounder)
         active.keep(stay)
         if epoch == budget.epochs or not len(active.patch):
             return
@@ -151,28 +152,63 @@ def _train_round(
         result.epochs[active.patch] += 1
 
 
-def _margins(stack: Stack, rows: Batch, bounder: Bounder) -> Tensor:
+def _margins(rows: Batch, bound: LinearBound) -> Tensor:
     """Margin of every group of every piece, [q,B,G]; padding is +inf."""
-    margin = group_margin(bounder.patched(stack, rows).minimum(rows.box), rows.group)
+    margin = group_margin(bound.minimum(rows.box), rows.group)
     side_by_side: Tensor = margin.unflatten(0, rows.real.shape)
     return side_by_side.masked_fill(~rows.real.unsqueeze(2), torch.inf)
 
 
+@torch.no_grad()
+def _scale(active: _Open, patch: LinearBound, margin: Tensor) -> tuple[Tensor, Tensor]:
+    """The least multiple of each patch that looks proved: factors [q], and whether there is one.
+
+    The bound of a patch scales with its last layer, so a multiple costs no new bound. Margins
+    are concave in the multiple and at least N's plus the multiple of the patch's own, which
+    gives a multiple that suffices wherever the patch pushes every group the right way.
+    """
+    rows, wanted = active.rows, active.aim / 2
+    have = margin.detach()
+    ready = have.amin((1, 2)) > wanted
+    own = _margins(rows, patch)
+    upper = ((wanted[:, None, None] - have) / own).nan_to_num(0.0).amax((1, 2)).clamp(min=0) + 1
+    upper = 1.01 * upper
+    hopeful = ~ready & (own.amin((1, 2)) > 0) & torch.isfinite(upper)
+    if not bool(hopeful.any()):
+        return torch.ones_like(wanted), ready
+    low, high = torch.ones_like(wanted), torch.where(hopeful, upper, 1.0)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        factor = middle.repeat_interleave(rows.real.shape[1])[:, None]
+        A = torch.addcmul(rows.rows.A, factor.view(-1, *[1] * (patch.A.dim() - 1)), patch.A)
+        scaled = _margins(rows, LinearBound(A, rows.rows.b + factor * patch.b))
+        good = scaled.amin((1, 2)) > wanted
+        high, low = torch.where(good, middle, high), torch.where(good, low, middle)
+    return torch.where(hopeful, high, 1.0), ready | hopeful
+
+
 def _leave_proved(
-    active: _Open, margin: Tensor, repaired: RepairedNetwork, bounder: Bounder
+    active: _Open,
+    factor: Tensor,
+    ready: Tensor,
+    repaired: RepairedNetwork,
+    worklist: Worklist,
+    bounder: Bounder,
 ) -> Tensor:
-    """Prove the patches whose floating-point margin is there, and store them: bool [q].
+    """Prove the patches that look ready, and store those that are: bool [q].
 
     One that looks ready and is not proved is asked for a larger margin from now on.
     """
-    ready = margin.amin((1, 2)) > active.aim / 2
     gone = torch.zeros_like(ready)
     if not bool(ready.any()):
         return gone
     stack = {name: t[ready] for name, t in active.stack.items()}
-    proof = active.proof.part(ready)
-    gone[ready] = proved_patches(bounder.margins(stack, proof), proof.group, proof.real)
-    repaired.bank.put(active.patch[gone], {n: t[gone] for n, t in active.stack.items()})
+    for name in last_layer(repaired.bank.template):
+        stack[name] = stack[name] * factor[ready].view(-1, *[1] * (stack[name].dim() - 1))
+    proof = worklist.batch(active.patch[ready], rigorous=True)
+    proved = proved_patches(bounder.margins(stack, proof), proof.group, proof.real)
+    gone[ready] = proved
+    repaired.bank.put(active.patch[gone], {name: t[proved] for name, t in stack.items()})
     active.aim = torch.where(ready & ~gone, 4 * active.aim + 1e-3, active.aim)
     return gone
 
@@ -183,7 +219,7 @@ def _refine(
     """Split the worst pieces of every open patch, at most budget each; False if none."""
     rows = active.rows
     with torch.no_grad():
-        bound = bounder.patched(active.stack, rows)
+        bound = rows.rows + bounder.patched(active.stack, rows)
         margin = bound.minimum(rows.box)
     slope = _slope(bound.A, margin, rows.group)
     worst = group_margin(margin, rows.group).amin(1)

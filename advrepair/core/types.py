@@ -196,17 +196,19 @@ class LinearBound:
     def minimum_rigorous(self, box: Box) -> Tensor:
         """Lower bound of the rows over the box, [B,M], valid in exact arithmetic.
 
-        Sound: with m = max(|lower|, |upper|) every term of :meth:`minimum` is at most
-        3|A|m in absolute value, center and radius err by u m each, and a sum of k terms by
-        gamma(k) of the absolute sum; all of it is subtracted. float64 rows only.
+        Sound: with m = max(|lower|, |upper|) the terms of :meth:`minimum` are at most |A|m
+        each, center and radius err by u m, and a sum of k terms by gamma(k) of the absolute
+        sum; three times that is subtracted, which also covers one rounding of every
+        coefficient, as when the rows are themselves a sum. float64 rows only.
         """
         if self.A.dtype != torch.float64:
             raise UsageError("a rigorous minimum needs float64 rows")
         box = box.to(torch.float64)
-        absolute = _dot(self.A.abs(), torch.maximum(box.lower.abs(), box.upper.abs()))
+        size = self.A.abs()
+        absolute = _dot(size, torch.maximum(box.lower.abs(), box.upper.abs()))
         terms = 2 * box.lower[0].numel() + 8
         error = above(3 * (gamma(terms) + 4 * UNIT64) * absolute + gamma(8) * self.b.abs())
-        return self.minimum(box) - error
+        return _dot(self.A, box.center) - _dot(size, box.radius) + self.b - error
 
 
 def group_margin(margin: Tensor, group: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ def check_exact_minimum_is_not_beaten(verifier: Verifier) -> None:
     for trial in trials(verifier, tiny_cases()):
         exact = [[float(value) for value in row] for row in _oracle(trial.case)]
         what = "the bound is {have}, yet the exact minimum is {want}"
-        require_below(trial.case, trial.minimum(), torch.tensor(exact).double(), what)
+        value = torch.tensor(exact, dtype=torch.float64)
+        require_below(trial.case, trial.minimum(), value, what)
 
 
 def check_point_box_is_exact(verifier: Verifier) -> None:

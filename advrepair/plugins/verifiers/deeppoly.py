@@ -15,6 +15,7 @@ from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.options import option
 from advrepair.core.rounding import UNIT64, Rounding, above
 from advrepair.core.types import Box, LinearBound
+from advrepair.plugins.verifiers.account import Account, Shallow
 from advrepair.plugins.verifiers.affine import DIAGONAL, PULL, fan_in, without_bias
 from advrepair.plugins.verifiers.relaxations import SLOPES, Relaxation, relu
 
@@ -68,16 +69,6 @@ def check_supported(network: Network, verifier: str) -> None:
 
 
 @define(eq=False)
-class _Shallow:
-    """A value that is affine in the input: exact interval, [B,*shape], and its error."""
-
-    center: Tensor
-    radius: Tensor
-    error: Tensor
-    mixed: bool
-
-
-@define(eq=False)
 class _Propagation:
     """One call: relaxations from the input on, then rows from the output back."""
 
@@ -87,7 +78,7 @@ class _Propagation:
     slope: str
     rounding: Rounding | None
     relaxed: dict[str, Relaxation] = field(factory=dict)
-    shallow: dict[str, _Shallow] = field(factory=dict)
+    shallow: dict[str, Shallow] = field(factory=dict)
     # With rounding: |value| of every operation is at most sizes[name], and the sum of the
     # absolute values of its terms, which rounding errors scale with, at most sums[name].
     sizes: dict[str, Tensor] = field(factory=dict)
@@ -99,7 +90,7 @@ class _Propagation:
             self.sizes[INPUT] = torch.maximum(self.box.lower.abs(), self.box.upper.abs())
         # The midpoint and the half width of float64 faces are rounded once each.
         error = 4 * UNIT64 * self.sizes[INPUT] if self.rounding else torch.zeros_like(radius)
-        self.shallow[INPUT] = _Shallow(center, radius, error, mixed=False)
+        self.shallow[INPUT] = Shallow(center, radius, error, mixed=False)
 
     def relax_all(self) -> None:
         """Bound the input of every ReLU, in order, each with the relaxations before it."""
@@ -142,11 +133,12 @@ class _Propagation:
         error = source.error
         if self.rounding:
             terms = fan_in(op, self.params)
-            rate = 3 * self.rounding.relative(terms, terms) if terms else 0.0
+            # Ours three times: center, radius, and the sum of the two.
+            rate = self.rounding.relative(terms, 4 * terms + 16) if terms else 0.0
             error = step(linear, self._absolute(op), [source.error])
             error = above(error + rate * self.sums[op.name] + self.rounding.absolute(terms))
         mixed = source.mixed or op.kind not in DIAGONAL
-        self.shallow[op.name] = _Shallow(center, radius, error, mixed)
+        self.shallow[op.name] = Shallow(center, radius, error, mixed)
 
     def _interval(self, name: str) -> tuple[Tensor, Tensor]:
         """Bounds of a value over the boxes, [B,*shape] each.
@@ -164,9 +156,7 @@ class _Propagation:
         shape = self.network.operations[index].shape
         units = size(shape)
         eye = torch.eye(units, dtype=self.box.lower.dtype, device=self.box.lower.device)
-        rows = torch.cat([eye, -eye]).view(1, 2 * units, *shape)
-        bound = self.back_substitute(index, rows, rows.new_zeros(1, 2 * units))
-        ends = bound.minimum_rigorous(self.box) if self.rounding else bound.minimum(self.box)
+        ends = self._least(index, torch.cat([eye, -eye]).view(1, 2 * units, *shape))
         lower, upper = ends[:, :units], -ends[:, units:]
         # Rounding may cross the ends of a very small interval.
         return lower.unflatten(1, shape), torch.maximum(lower, upper).unflatten(1, shape)
@@ -176,94 +166,62 @@ class _Propagation:
 
         Sound: an affine step substitutes an identity; a ReLU is replaced by its lower line
         under a positive coefficient and its upper line under a negative one. With rounding
-        every step adds to ``error`` what it and the deployed step can be off by.
+        every step adds to the error what it and the deployed step can be off by.
 
         rows: [B or 1,M,*shape]. b: [B or 1,M].
         """
-        pending = {self.network.operations[index].name: rows}
-        account = _Account(self, b, torch.zeros_like(b))
+        account, pending = self._account(b), {self.network.operations[index].name: rows}
+        for op in reversed(self.network.operations[: index + 1]):
+            if (A := pending.pop(op.name, None)) is not None:
+                self._step_back(account, pending, A, op)
+        A = pending.get(INPUT)
+        if A is None:  # the value does not depend on the input
+            A = self.box.lower.new_zeros(1, b.shape[1], *self.network.input_shape)
+        return account.close(A, self.box, self.sizes.get(self.network.operations[-1].name))
+
+    def _least(self, index: int, rows: Tensor) -> Tensor:
+        """Lower end of rows [1,M,*shape] over an operation's value: [B,M].
+
+        Sound as :meth:`back_substitute`. At a value that is affine in the input the midpoint
+        is known, so from there on only the rows are needed, for |A| radius at the input.
+        """
+        zero = rows.new_zeros(1, rows.shape[1])
+        account, pending = self._account(zero), {self.network.operations[index].name: rows}
+        linear: dict[str, Tensor] = {}
         for op in reversed(self.network.operations[: index + 1]):
             A = pending.pop(op.name, None)
-            if A is None:
+            if A is not None and op.name not in self.shallow:
+                self._step_back(account, pending, A, op)
                 continue
-            if op.kind == "relu":
-                A = account.through_relu(A, self.relaxed[op.name])
-            elif op.kind != "add":
-                A = account.through_affine(A, op)
-            else:
-                account.rounded(A, op)
-            for source in op.inputs:
-                pending[source] = account.merge(pending.get(source), A, source)
-        return account.close(pending.get(INPUT))
+            if A is not None:
+                account.at_shallow(A, self.shallow[op.name])
+                linear[op.name] = _sum(linear.get(op.name), A)
+            if op.name in linear:
+                A = account.through_linear_part(linear.pop(op.name), op)
+                linear[op.inputs[0]] = _sum(linear.get(op.inputs[0]), A)
+        if INPUT in pending:
+            account.at_shallow(pending[INPUT], self.shallow[INPUT])
+            linear[INPUT] = _sum(linear.get(INPUT), pending[INPUT])
+        if INPUT not in linear:
+            linear[INPUT] = rows.new_zeros(1, rows.shape[1], *self.network.input_shape)
+        return account.least(linear[INPUT], self.box.radius).expand(len(self.box), -1)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a value, without the batch."""
-        shapes = {op.name: op.shape for op in self.network.operations}
-        return shapes.get(name, self.network.input_shape)
+    def _step_back(
+        self, account: Account, pending: dict[str, Tensor], A: Tensor, op: Operation
+    ) -> None:
+        if op.kind == "relu":
+            A = account.through_relu(A, self.relaxed[op.name])
+        elif op.kind != "add":
+            A = account.through_affine(A, op)
+        else:
+            account.rounded(A, op)
+        for source in op.inputs:
+            pending[source] = account.merge(pending.get(source), A, source)
 
-
-@define(eq=False)
-class _Account:
-    """The constant of the rows on their way back, and the errors made so far, [B,M]."""
-
-    state: _Propagation
-    b: Tensor
-    error: Tensor
-
-    def through_relu(self, A: Tensor, lines: Relaxation) -> Tensor:
-        positive, negative = A.clamp(min=0), A.clamp(max=0)
-        self._add(_dot(negative, lines.offset))
-        if self.state.rounding:
-            # The lines absorb the rounding of A times slope; the dot product is left.
-            rate = self.state.rounding.relative(0, size(A.shape[2:]))
-            self.error = self.error - rate * _dot(negative, lines.offset)
-        lower, upper = lines.lower_slope.unsqueeze(1), lines.upper_slope.unsqueeze(1)
-        return positive * lower + negative * upper
-
-    def through_affine(self, A: Tensor, op: Operation) -> Tensor:
-        self.rounded(A, op)
-        rows, constant = PULL[op.kind](op, self.state.params, A, self.state.shape(op.inputs[0]))
-        if constant is not None:
-            self._add(constant)
-        return rows
-
-    def rounded(self, A: Tensor, op: Operation) -> None:
-        """Account for one operation: the deployed one and our own rows through it."""
-        rounding, terms = self.state.rounding, fan_in(op, self.state.params)
-        if not rounding or not terms:
-            return
-        rate = rounding.relative(terms, size(A.shape[2:]) + terms)
-        reach = rate * self.state.sums[op.name] + rounding.absolute(terms)
-        self.error = self.error + _dot(A.abs(), reach)
-
-    def merge(self, before: Tensor | None, A: Tensor, source: str) -> Tensor:
-        if before is None:
-            return A
-        total = before + A
-        if self.state.rounding:
-            self.error = self.error + 2 * UNIT64 * _dot(total.abs(), self.state.sizes[source])
-        return total
-
-    def _add(self, constant: Tensor) -> None:
-        self.b = self.b + constant
-        if self.state.rounding:
-            self.error = self.error + 2 * UNIT64 * self.b.abs()
-
-    def close(self, A: Tensor | None) -> LinearBound:
-        """The finished bound; all errors are subtracted from its constant."""
-        box, boxes = self.state.box.lower, self.state.box.lower.shape[0]
-        rows = self.b.shape[1]
-        if A is None:  # the output does not depend on the input
-            A = box.new_zeros(boxes, rows, *box.shape[1:])
-        A = A.expand(boxes, *A.shape[1:])
-        if not self.state.rounding:
-            return LinearBound(A, self.b.expand(boxes, rows))
-        b = self.b - above(self.error + 4 * UNIT64 * self.b.abs())
-        last = self.state.network.operations[-1].name
-        known = self.state.sizes.get(last)
-        return LinearBound(A, b.expand(boxes, rows), None if known is None else above(known))
+    def _account(self, b: Tensor) -> Account:
+        error = torch.zeros_like(b)
+        return Account(self.network, self.params, self.rounding, self.sums, self.sizes, b, error)
 
 
-def _dot(A: Tensor, value: Tensor) -> Tensor:
-    """Rows [B or 1,M,*shape] times a value [B,*shape]: [B,M]."""
-    return torch.matmul(A.flatten(2), value.flatten(1).unsqueeze(2)).squeeze(2)
+def _sum(before: Tensor | None, rows: Tensor) -> Tensor:
+    return rows if before is None else before + rows

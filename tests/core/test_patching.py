@@ -1,0 +1,193 @@
+"""Patches, their sum with the network, and the routing in between."""
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advrepair.core import patching
+from advrepair.core.patching import (
+    PatchBank,
+    attach,
+    constant_stack,
+    initial_stack,
+    patch_identifiers,
+    patch_template,
+)
+from advrepair.core.properties import robustness
+from advrepair.core.types import Assignment
+from advrepair.plugins.allocators.cosine import Cosine
+from advrepair.plugins.allocators.none import NoAllocator
+from advrepair.testing.networks import convolutional, fully_connected
+
+
+def random_stack(template, count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(count, *t.shape, generator=generator, dtype=t.dtype)
+        for name, t in template.tensors.items()
+    }
+
+
+def repaired_network(hidden=(4,), allocator=None, epsilon=0.05, centres=None):
+    """Four balls, the patch of ball i adds i + 1 to every output."""
+    network = fully_connected(1, (2, 6, 3))
+    x = torch.tensor([[0.1, 0.1], [0.1, 0.9], [0.9, 0.1], [0.9, 0.9]])
+    x = x if centres is None else centres
+    label = torch.zeros(len(x), dtype=torch.long)
+    properties = robustness(x, label, epsilon, 3)
+    assignment = Assignment(torch.arange(len(x)), properties.names)
+    repaired = attach(network, properties, assignment, allocator or NoAllocator(), hidden, 0)
+    steps = torch.arange(1.0, len(x) + 1)[:, None].expand(-1, 3)
+    repaired.bank.put(torch.arange(len(x)), constant_stack(repaired.bank.template, steps))
+    return repaired
+
+
+@pytest.mark.parametrize("hidden", [(), (4,), (5, 3)])
+def test_a_template_is_fully_connected_with_relus_between(hidden):
+    network = convolutional(1)
+    template = patch_template(network, hidden)
+    assert (template.input_shape, template.outputs) == (network.input_shape, network.outputs)
+    kinds = [op.kind for op in template.operations]
+    assert kinds == ["reshape", "linear", *["relu", "linear"] * len(hidden)]
+    sizes = [36, *hidden, 3]
+    weights = sum(a * b + b for a, b in zip(sizes, sizes[1:], strict=False))
+    assert template.parameters_count == weights
+
+
+def test_a_new_patch_adds_nothing():
+    template = patch_template(fully_connected(1), (5, 4))
+    stack = initial_stack(template, ["a", "b"], 0)
+    x = torch.randn(7, 3)
+    assert any(bool(t.any()) for t in stack.values())
+    for i in range(2):
+        weights = {name: t[i] for name, t in stack.items()}
+        assert not template.apply_tensors(weights, x).any()
+
+
+def test_starting_weights_depend_on_seed_and_identifier_alone():
+    template = patch_template(fully_connected(1), (5,))
+    first = initial_stack(template, ["a", "b", "c"], 0)
+    other = initial_stack(template, ["c", "x", "a"], 0)
+    seeded = initial_stack(template, ["a"], 1)
+    name = "linear0.weight"
+    assert torch.equal(first[name][[0, 2]], other[name][[2, 0]])
+    assert not torch.equal(first[name][0], first[name][1])
+    assert not torch.equal(first[name][0], seeded[name][0])
+
+
+@pytest.mark.parametrize("hidden", [(), (4,)])
+def test_a_constant_patch_looks_at_no_input(hidden):
+    template = patch_template(fully_connected(1), hidden)
+    value = torch.tensor([[1.0, 2.0, -3.0, 0.5]])
+    weights = {name: t[0] for name, t in constant_stack(template, value).items()}
+    x = torch.randn(9, 3)
+    assert torch.equal(template.apply_tensors(weights, x), value.expand(9, -1))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.sampled_from([1, 2**26]))
+def test_the_sum_is_that_of_the_patches_that_are_on(seed, chunk):
+    generator = torch.Generator().manual_seed(seed)
+    template = patch_template(fully_connected(1), (4,))
+    bank = PatchBank(template, random_stack(template, 5, seed))
+    x, logits = torch.randn(8, 3, generator=generator), torch.randn(8, 4, generator=generator)
+    gates = torch.rand(8, 5, generator=generator) < 0.4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patching, "_CHUNK_BYTES", chunk)
+        found = bank.add_to(logits, x, gates)
+    for i in range(8):
+        expected = logits[i].double()
+        for j in gates[i].nonzero()[:, 0].tolist():
+            weights = {name: t[j].double() for name, t in bank.stack.items()}
+            expected = expected + template.apply_tensors(weights, x[i : i + 1].double())[0]
+        assert torch.allclose(found[i].double(), expected, atol=1e-4)
+
+
+def test_no_patch_leaves_every_bit():
+    template = patch_template(fully_connected(1), ())
+    bank = PatchBank(template, random_stack(template, 2))
+    x, logits = torch.randn(3, 3), torch.randn(3, 4)
+    assert torch.equal(bank.add_to(logits, x, torch.zeros(3, 2, dtype=torch.bool)), logits)
+
+
+def test_put_replaces_some_patches_only():
+    template = patch_template(fully_connected(1), ())
+    bank = PatchBank(template, random_stack(template, 4))
+    before = {name: t.clone() for name, t in bank.stack.items()}
+    new = random_stack(template, 2, seed=9)
+    bank.put(torch.tensor([3, 1]), new)
+    for name, t in bank.stack.items():
+        assert torch.equal(t[[3, 1]], new[name]) and torch.equal(t[[0, 2]], before[name][[0, 2]])
+
+
+def test_inside_a_ball_its_patch_is_on_and_outside_nothing_changes():
+    repaired = repaired_network()
+    x = torch.tensor([[0.9, 0.9], [0.5, 0.5], [0.12, 0.88], [0.1, 0.16]])
+    added = repaired(x) - repaired.base(x)
+    assert torch.allclose(added, torch.tensor([4.0, 0, 2, 0])[:, None].expand(-1, 3), atol=1e-5)
+    assert torch.equal(repaired(x)[[1, 3]], repaired.base(x)[[1, 3]])
+
+
+def test_faces_belong_to_the_ball_and_one_step_further_does_not():
+    repaired = repaired_network()
+    box, far = repaired.box, torch.full_like(repaired.box.lower, torch.inf)
+    logits = repaired.base(box.lower)
+    every = torch.eye(4, dtype=torch.bool)
+    assert torch.equal(repaired.route(box.lower, logits), every)
+    assert torch.equal(repaired.route(box.upper, logits), every)
+    assert not repaired.route(torch.nextafter(box.upper, far), logits).any()
+    assert not repaired.route(torch.nextafter(box.lower, -far), logits).any()
+
+
+def test_of_overlapping_balls_the_first_decides():
+    repaired = repaired_network(centres=torch.tensor([[0.5, 0.5], [0.52, 0.5]]))
+    x = torch.tensor([[0.5, 0.5], [0.52, 0.5], [0.56, 0.5]])
+    added = (repaired(x) - repaired.base(x))[:, 0]
+    assert torch.allclose(added, torch.tensor([1.0, 1.0, 2.0]), atol=1e-5)
+
+
+def test_outside_the_allocator_chooses_and_inside_it_is_not_asked():
+    repaired = repaired_network(allocator=Cosine(top=4))
+    x = torch.tensor([[0.9, 0.9], [0.5, 0.5]])
+    logits = torch.tensor([[5.0, 0, 0]]).expand(2, -1)  # the label of all four balls
+    assert repaired.route(x, logits).tolist() == [[False, False, False, True], [True] * 4]
+
+
+def test_forward_takes_x_and_keeps_nothing():
+    repaired = repaired_network(allocator=Cosine())
+    assert list(inspect.signature(repaired.forward).parameters) == ["x"]
+    names = {name for name, _ in repaired.named_buffers()} | set(vars(repaired))
+    state = {name: t.clone() for name, t in repaired.state_dict().items()}
+    first = repaired(torch.rand(20, 2))
+    repaired(torch.rand(3, 2))
+    assert first.shape == (20, 3)
+    assert {name for name, _ in repaired.named_buffers()} | set(vars(repaired)) == names
+    assert all(torch.equal(t, state[name]) for name, t in repaired.state_dict().items())
+
+
+def test_gradients_reach_the_input_through_the_patch():
+    repaired = repaired_network()
+    bank = repaired.bank
+    weights = random_stack(bank.template, 4)
+    bank.put(torch.arange(4), weights)
+    x = torch.tensor([[0.9, 0.9]], requires_grad=True)
+    (slope,) = torch.autograd.grad(repaired(x)[0, 0], x)
+    (base,) = torch.autograd.grad(repaired.base(x)[0, 0], x)
+    (patch,) = torch.autograd.grad(
+        bank.template.apply_tensors({n: t[3] for n, t in weights.items()}, x)[0, 0], x
+    )
+    assert patch.any() and torch.allclose(slope, base + patch, atol=1e-5)
+
+
+def test_identifiers_of_patches_follow_the_properties_they_serve():
+    x = torch.rand(4, 2, generator=torch.Generator().manual_seed(0))
+    properties = robustness(x, torch.tensor([0, 1, 0, 1]), 0.05, 3)
+    ids = patch_identifiers(properties, Assignment(torch.tensor([0, 1, 0, 1]), ("a", "b")))
+    order = torch.tensor([3, 2, 1, 0])
+    turned = Assignment(torch.tensor([0, 1, 0, 1]), ("b", "a"))
+    assert patch_identifiers(properties[order], turned) == (ids[1], ids[0])
+    alone = patch_identifiers(properties, Assignment(torch.arange(4), tuple("abcd")))
+    assert len({*alone, *ids}) == 6
