@@ -123,7 +123,9 @@ def _repair(
     folder = out or Path("runs") / Path(configuration.problem.network).stem
 
     from advrepair.core import pipeline
+    from advrepair.core.memory import keep_freed_memory
 
+    keep_freed_memory()
     with show.progress(silent=as_json) as progress:
         report = pipeline.run(configuration, registry, folder, progress, force=force, resume=resume)
     if as_json:

@@ -13,9 +13,10 @@ from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.patching import Stack
 from advrepair.core.rounding import Rounding, above
-from advrepair.core.types import Box, LinearBound
+from advrepair.core.types import Box, LinearBound, dot
 
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
+_FEW = 4  # boxes at least, where the memory allows: one at a time is slow for other reasons
 
 
 def bytes_per_box(network: Network, rows: int) -> int:
@@ -32,9 +33,22 @@ def bytes_per_box(network: Network, rows: int) -> int:
 
 
 def chunks(count: int, each: int, memory: int) -> list[Tensor]:
-    """Index ranges of 0..count-1 so that one range fits the cache, or at least the memory."""
-    most = max(1, min(memory, _CACHE_BYTES) // max(1, each))
+    """Index ranges of 0..count-1 near the size of the cache, at most the memory.
+
+    The last bits of a result may depend on the chunk it was computed in. So the size follows
+    from the shapes alone; the memory decides only where it does not hold such a chunk.
+    """
+    most = max(1, min(memory // max(1, each), max(_FEW, _CACHE_BYTES // max(1, each))))
     return list(torch.arange(count).split(most))
+
+
+def padded(index: Tensor, length: int) -> Tensor:
+    """The index, its last entry repeated: at least two, and length.
+
+    Every chunk has one shape then. A batch of one takes another path through the linear
+    algebra library than any larger one.
+    """
+    return torch.cat([index, index[-1:].expand(max(2, length) - len(index))])
 
 
 Rows = Callable[[Stack, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -106,9 +120,12 @@ class Bounder:
         params = {name: t.to(dtype) for name, t in self.network.tensors.items()}
         parts = []
         with torch.no_grad():
-            for index in chunks(len(box), bytes_per_box(self.network, C.shape[1]), self.memory):
-                part = box[index].to(dtype)
-                parts.append(function(params, part, C[index].to(dtype), d[index].to(dtype)))
+            parted = chunks(len(box), bytes_per_box(self.network, C.shape[1]), self.memory)
+            for index in parted:
+                full = padded(index, len(parted[0]))
+                part = box[full].to(dtype)
+                found = function(params, part, C[full].to(dtype), d[full].to(dtype))
+                parts.append(found[: len(index)])
         return LinearBound(
             torch.cat([part.A for part in parts]),
             torch.cat([part.b for part in parts]),
@@ -133,7 +150,7 @@ class Bounder:
             if magnitude is None or batch.rows.magnitude is None:
                 raise PluginError(f"verifier {self.certifier.name!r} returned no magnitude")
             reach = self.rounding.relative(2, 4) * (batch.rows.magnitude + magnitude)
-            error = above((batch.C.abs().double() @ reach.unsqueeze(2)).squeeze(2))
+            error = above(dot(batch.C.abs().double(), reach))
             both = LinearBound(batch.rows.A + A, batch.rows.b + b)
             return both.minimum_rigorous(batch.box) - error
 
@@ -154,9 +171,12 @@ class Bounder:
 
         mapped = torch.func.vmap(rows) if verifier.batchable else _one_by_one(rows)
         args = [t.unflatten(0, (q, pieces)) for t in (box.lower, box.upper, C)]
+        if q == 1:  # as in base: a batch of one becomes two
+            stack = {name: torch.cat([t, t]) for name, t in stack.items()}
+            args = [torch.cat([t, t]) for t in args]
         A, b, magnitude = mapped(dict(stack), *args)
-        known = magnitude.flatten(0, 1) if magnitude.dim() > 1 else None
-        return A.flatten(0, 1), b.flatten(0, 1), known
+        known = magnitude[:q].flatten(0, 1) if magnitude.dim() > 1 else None
+        return A[:q].flatten(0, 1), b[:q].flatten(0, 1), known
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -81,7 +81,7 @@ def certify(
 def piece_margins(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> Tensor:
     """Rigorous margin of every piece with the stored patches, [W]."""
     margin = torch.full((len(worklist.owner),), -torch.inf, dtype=torch.float64)
-    for patches in patch_chunks(repaired, worklist, bounder, len(repaired.bank)):
+    for patches in patch_chunks(repaired, worklist, bounder):
         batch = worklist.batch(patches, rigorous=True)
         stack = {name: t[patches] for name, t in repaired.bank.stack.items()}
         worst = worst_margin(bounder.margins(stack, batch), batch.group)

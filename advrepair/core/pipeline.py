@@ -142,7 +142,7 @@ def repair(
     )
     bounder = _bounder(repaired, plan)
     with run.stage("bounds", len(properties)):
-        worklist = Worklist.start(properties, repaired.patch, bounder)
+        worklist = Worklist.start(properties, assignment, bounder)
     trained = _train(repaired, worklist, bounder, plan, run)
     certificate = _certify(repaired, worklist, bounder, problem, plan, run)
     metrics, baseline = _evaluate(repaired, worklist, bounder, problem, plan, run, test)
@@ -183,9 +183,8 @@ def _train(
     if run.checkpoint:
         for name in run.checkpoint.names("patches"):
             _restore(run.checkpoint.load(name) or {}, repaired, result)
-    todo = (~result.settled).nonzero()[:, 0]
     with run.stage("training", len(repaired.bank)) as advance:
-        advance(len(repaired.bank) - len(todo))
+        advance(int(result.settled.sum()))
 
         def settled(patches: Tensor, split: bool) -> None:
             # The pieces of a split chunk are not kept: it is trained again on a resume.
@@ -193,7 +192,7 @@ def _train(
                 run.checkpoint.save(f"patches-{int(patches[0])}", _kept(patches, repaired, result))
             advance(len(patches))
 
-        train(repaired, worklist, bounder, plan.refiner, plan.training, result, todo, settled)
+        train(repaired, worklist, bounder, plan.refiner, plan.training, result, settled)
     return result
 
 

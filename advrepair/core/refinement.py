@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from attrs import define, field
+from attrs import define
 from torch import Tensor
 
 from advrepair.core.bounding import Batch, Bounder
-from advrepair.core.types import Box, LinearBound, PropertySet, SplitPlan
+from advrepair.core.patching import patch_identifiers
+from advrepair.core.types import Assignment, Box, LinearBound, PropertySet, SplitPlan
 
 
 @define(eq=False)
@@ -45,6 +46,8 @@ class Worklist:
 
     box: W pieces. owner: [W], the property of each. node: [W], its leaf in the tree.
     rows: of N in the training dtype. proof: of N, float64 and rigorous. All [W,M,*S].
+    order: [Q], the patches sorted by what they serve, so that no result depends on the order
+    of the data.
     """
 
     properties: PropertySet
@@ -54,18 +57,29 @@ class Worklist:
     node: Tensor
     rows: LinearBound
     proof: LinearBound
-    tree: SplitTree = field()
+    tree: SplitTree
+    order: Tensor
 
     @classmethod
-    def start(cls, properties: PropertySet, patch: Tensor, bounder: Bounder) -> Worklist:
-        """One piece a property, N's rows computed and kept.
-
-        patch: [P], the patch of each property.
-        """
+    def start(cls, properties: PropertySet, assignment: Assignment, bounder: Bounder) -> Worklist:
+        """One piece a property, N's rows computed and kept."""
         every = torch.arange(len(properties))
-        rows, proof = _base(bounder, properties, properties.box, every)
-        tree = SplitTree.roots(len(properties))
-        return cls(properties, patch, properties.box, every, every.clone(), rows, proof, tree)
+        names = properties.identifiers()
+        first = torch.tensor(sorted(range(len(names)), key=names.__getitem__))
+        rows, proof = _base(bounder, properties, properties.box[first], first)
+        back = torch.argsort(first)
+        keys = patch_identifiers(properties, assignment)
+        return cls(
+            properties,
+            assignment.patch,
+            properties.box,
+            every,
+            every.clone(),
+            rows[back],
+            proof[back],
+            SplitTree.roots(len(properties)),
+            torch.tensor(sorted(range(len(keys)), key=keys.__getitem__)),
+        )
 
     def pieces_of(self, patches: Tensor) -> list[Tensor]:
         """Indices of the pieces of each patch, in the order of the worklist."""

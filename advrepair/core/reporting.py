@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from advrepair.core.certification import Certificate
 from advrepair.core.config import Configuration
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Rates
+from advrepair.core.memory import peak_memory
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.training import Trained
 from advrepair.core.types import Status
@@ -109,16 +109,6 @@ def _no_better(ours: float | None, trivial: float | int | None, key: str) -> boo
     if ours is None or trivial is None:
         return True
     return ours >= trivial if key == "DD" else ours <= trivial
-
-
-def peak_memory() -> int | None:
-    """Largest resident memory of this process so far, in bytes; None where unknown."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) * (1 if sys.platform == "darwin" else 1024)
 
 
 def read_report(folder: Path) -> dict[str, Any]:

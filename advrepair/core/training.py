@@ -16,7 +16,7 @@ from advrepair.core.interfaces import Refiner
 from advrepair.core.optimisers import OPTIMISERS, Optimiser
 from advrepair.core.patching import RepairedNetwork, Stack, last_layer
 from advrepair.core.refinement import Worklist
-from advrepair.core.types import LinearBound, SplitPlan, group_margin
+from advrepair.core.types import LinearBound, SplitPlan, dot, group_margin
 
 _PATCHES_AT_ONCE = 64
 _CACHE_BYTES = 2**22  # of the largest array in flight: memory is slower than arithmetic
@@ -69,34 +69,36 @@ def train(
     refiner: Refiner,
     budget: config.Training,
     result: Trained,
-    todo: Tensor,
     settled: Callable[[Tensor, bool], None],
 ) -> None:
     """Train patches until they are proved or the budget ends.
 
-    Weights go to repaired.bank, the account to result. todo: [q], the patches to train.
+    Weights go to repaired.bank, the account to result; what is settled there is left alone.
     settled: told the patches of each chunk when it is done, and whether their boxes were
     split.
     """
-    for index in patch_chunks(repaired, worklist, bounder, len(todo)):
+    for chunk in patch_chunks(repaired, worklist, bounder):
+        if bool(result.settled[chunk].all()):
+            continue
         before = len(worklist.owner)
-        _train_chunk(todo[index], repaired, worklist, bounder, refiner, budget, result)
-        result.settled[todo[index]] = True
-        settled(todo[index], len(worklist.owner) > before)
+        _train_chunk(chunk, repaired, worklist, bounder, refiner, budget, result)
+        result.settled[chunk] = True
+        settled(chunk, len(worklist.owner) > before)
 
 
-def patch_chunks(
-    repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder, count: int
-) -> list[Tensor]:
-    """Patches that train together: as many as fit the memory, and no more than pay."""
+def patch_chunks(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> list[Tensor]:
+    """Patches that train together, [q] each: as many as pay, or as fit the memory.
+
+    As in :func:`~advrepair.core.bounding.chunks`, the chunks follow from the problem alone.
+    """
     template = repaired.bank.template
     rows, inputs = worklist.properties.C.shape[1], size(template.input_shape)
     widest = max((2 * size(op.shape) for op in template.operations if op.kind == "relu"), default=0)
-    pieces = len(worklist.owner) / len(repaired.bank)
-    array = 4 * inputs * int(pieces * max(rows, widest) + 1)
+    boxes = -(-len(worklist.properties) // len(repaired.bank))
+    array = 4 * inputs * boxes * max(rows, widest)
     each = 4 * 12 * template.parameters_count + 16 * array
     most = max(1, min(bounder.memory // each, _CACHE_BYTES // array, _PATCHES_AT_ONCE))
-    return list(torch.arange(count).split(most))
+    return list(worklist.order.split(most))
 
 
 def _train_chunk(
@@ -243,4 +245,4 @@ def _slope(A: Tensor, margin: Tensor, group: Tensor) -> Tensor:
     rows = margin.detach().requires_grad_()
     loss = (-group_margin(rows, group)).clamp(min=0).sum()
     (weight,) = torch.autograd.grad(loss, rows)
-    return (weight.unsqueeze(1) @ A.flatten(2)).squeeze(1).view(A.shape[0], *A.shape[2:])
+    return dot(A.flatten(2).transpose(1, 2), weight).view(A.shape[0], *A.shape[2:])

@@ -38,9 +38,15 @@ class Status(enum.StrEnum):
         }[self]
 
 
-def _dot(A: Tensor, value: Tensor) -> Tensor:
-    """Rows [B,M,*S] times points [B,*S]: [B,M]."""
-    return (A.flatten(2) @ value.to(A.dtype).flatten(1).unsqueeze(2)).squeeze(2)
+def dot(A: Tensor, value: Tensor) -> Tensor:
+    """Rows [B,M,*S] times points [B,*S]: [B,M]; the same bits whatever else is in the batch.
+
+    A batch of one takes another path through the linear algebra library, so it becomes two.
+    """
+    rows, column = A.flatten(2), value.to(A.dtype).flatten(1).unsqueeze(2)
+    if len(rows) == 1:
+        rows, column = rows.expand(2, -1, -1), column.expand(2, -1, -1)
+    return (rows @ column).squeeze(2)[: len(A)]
 
 
 @frozen(eq=False)
@@ -191,7 +197,7 @@ class LinearBound:
 
         Sound: A.x >= A.c - |A|.r for x = c + s r, |s| <= 1; up to rounding.
         """
-        return _dot(self.A, box.center) - _dot(self.A.abs(), box.radius) + self.b
+        return dot(self.A, box.center) - dot(self.A.abs(), box.radius) + self.b
 
     def minimum_rigorous(self, box: Box) -> Tensor:
         """Lower bound of the rows over the box, [B,M], valid in exact arithmetic.
@@ -205,10 +211,10 @@ class LinearBound:
             raise UsageError("a rigorous minimum needs float64 rows")
         box = box.to(torch.float64)
         size = self.A.abs()
-        absolute = _dot(size, torch.maximum(box.lower.abs(), box.upper.abs()))
+        absolute = dot(size, torch.maximum(box.lower.abs(), box.upper.abs()))
         terms = 2 * box.lower[0].numel() + 8
         error = above(3 * (gamma(terms) + 4 * UNIT64) * absolute + gamma(8) * self.b.abs())
-        return _dot(self.A, box.center) - _dot(size, box.radius) + self.b - error
+        return dot(self.A, box.center) - dot(size, box.radius) + self.b - error
 
 
 def group_margin(margin: Tensor, group: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advrepair.core.graph import Network
 from advrepair.core.types import Box
-from advrepair.testing.networks import NETWORKS, fully_connected, tiny
+from advrepair.testing.networks import NETWORKS, absorbing, fully_connected, tiny
 
 BOX_KINDS = ("point", "tiny", "small", "touching zero", "unequal", "wide")
 
@@ -106,3 +106,13 @@ def tiny_cases() -> tuple[Case, ...]:
         make_case(f"tiny {seed}", tiny(seed, inputs), (*BOX_KINDS, "small", "wide"), 3, seed)
         for seed, inputs in enumerate((1, 1, 2, 2, 2, 2), start=1)
     )
+
+
+@cache
+def absorbing_case(unit: float) -> Case:
+    """The network whose rounding errors all point the same way, on a point and on a box."""
+    network = absorbing(unit)
+    lower = torch.stack([torch.ones(network.input_shape), torch.full(network.input_shape, 0.5)])
+    box = Box(lower.double(), torch.ones_like(lower).double())
+    C = torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
+    return Case("absorbing", network, box, C, torch.zeros(2, 2, dtype=torch.float64))

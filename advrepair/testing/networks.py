@@ -172,3 +172,28 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
 def tiny(seed: int, inputs: int = 2) -> Network:
     """Three hidden layers, few enough units for the exact oracle."""
     return fully_connected(seed, (inputs, 4, 4, 4, 3))
+
+
+def absorbing(unit: float, terms: int = 48, layers: int = 3) -> Network:
+    """Rounding at its worst: sums of 1 and of terms so small that each is lost when added.
+
+    A bound that accounts for fewer roundings than there are is refuted by it, where random
+    weights, whose errors cancel, refute nothing. It holds for rows on their way back, too.
+    Two inputs only, so that the rounding of the minimum over the box hides nothing.
+    unit: unit roundoff to be hit.
+    """
+    row = torch.full((1, terms), 0.99 * unit)
+    row[0, 0] = 1.0
+    same = torch.zeros(terms, terms)
+    same[:, 0] = 1.0
+    copies = torch.tensor([[1.0, 0.0]]).expand(terms, 2)
+    matrices = [copies, *[torch.cat([row, same[1:]])] * layers, torch.cat([row, -row])]
+    operations, tensors, last = [], {}, INPUT
+    for layer, matrix in enumerate(matrices):
+        if layer:
+            operations.append(Operation(f"relu_{layer}", "relu", (last,), (terms,)))
+            last = f"relu_{layer}"
+        roles = {"weight": f"weight_{layer}"}
+        operations.append(Operation(f"linear_{layer}", "linear", (last,), (len(matrix),), roles))
+        tensors[f"weight_{layer}"], last = matrix, f"linear_{layer}"
+    return Network(operations, tensors, (2,))

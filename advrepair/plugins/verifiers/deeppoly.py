@@ -156,7 +156,11 @@ class _Propagation:
         shape = self.network.operations[index].shape
         units = size(shape)
         eye = torch.eye(units, dtype=self.box.lower.dtype, device=self.box.lower.device)
-        ends = self._least(index, torch.cat([eye, -eye]).view(1, 2 * units, *shape))
+        rows = torch.cat([eye, -eye]).view(1, 2 * units, *shape)
+        # Mapped like the weights, so that no product is folded over patches: its last bits
+        # would depend on how many there are.
+        rows = rows + torch.zeros_like(next(iter(self.params.values())).flatten()[:1])
+        ends = self._least(index, rows)
         lower, upper = ends[:, :units], -ends[:, units:]
         # Rounding may cross the ends of a very small interval.
         return lower.unflatten(1, shape), torch.maximum(lower, upper).unflatten(1, shape)

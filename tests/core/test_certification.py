@@ -1,0 +1,130 @@
+"""The final statement: what counts as proved, and what happens when a proof is wrong."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from attrs import frozen
+from problems import a_network, a_problem, some_data, some_parts, the_balls
+
+from advrepair.core.attacking import Problem
+from advrepair.core.certification import certify, constant_patches, piece_margins
+from advrepair.core.constant import constant_patches as constants
+from advrepair.core.errors import SoundnessError
+from advrepair.core.types import LinearBound, SplitPlan, Status
+from advrepair.plugins.attacks.pgd import Pgd
+from advrepair.plugins.verifiers.deeppoly import DeepPoly
+
+
+def state(parts, attack=None, told=None):
+    advance = (lambda more: None) if told is None else told.append
+    return certify(
+        parts.repaired, parts.worklist, parts.bounder, parts.problem, attack, 0, advance
+    )
+
+
+def mend(parts, *which):
+    """Constant patches for some properties."""
+    stack, proved = constants(torch.arange(len(parts.properties)), parts.worklist, parts.bounder)
+    index = torch.tensor(which)
+    assert proved[index].all()
+    parts.repaired.bank.put(index, {name: t[index] for name, t in stack.items()})
+
+
+def test_every_status():
+    network = a_network()
+    problem = a_problem(network, count=3)
+    x, y = some_data(30, network)
+    every = the_balls(network, x, y, 0.08)
+    safe = ~every.violated(network(Pgd().perturb(network, every, x, torch.Generator())))
+    parts = some_parts(Problem(every, x, torch.arange(30)), network)
+    statuses = state(parts, Pgd()).status
+    unknown = [i for i in range(30) if safe[i] and statuses[i] is Status.UNKNOWN]
+    assert unknown and {Status.CERTIFIED, Status.FALSIFIED} <= set(statuses)
+    assert all(s is not Status.CERTIFIED for s, ok in zip(statuses, safe, strict=True) if not ok)
+    parts = some_parts(problem, network)
+    mend(parts, 1)
+    told = []
+    found = state(parts, Pgd(), told)
+    assert found.status == (Status.FALSIFIED, Status.CERTIFIED, Status.FALSIFIED)
+    assert (found.count(Status.CERTIFIED), found.count(Status.UNKNOWN)) == (1, 0)
+    assert found.constant.tolist() == [False, True, False] and sum(told) == 3
+    assert ((found.margin > 0) == torch.tensor([False, True, False])).all()
+    assert (found.level, found.certifier) == ("deployed-float32", "deeppoly")
+
+
+def test_without_an_attack_nothing_is_falsified():
+    parts = some_parts()
+    mend(parts, 0)
+    found = state(parts)
+    assert found.status == (Status.CERTIFIED, *[Status.UNKNOWN] * 5)
+
+
+def test_a_property_is_as_good_as_its_worst_piece():
+    parts = some_parts()
+    mend(parts, *range(6))
+    parts.worklist.split(SplitPlan(torch.tensor([2, 4]), torch.tensor([0, 1])), parts.bounder)
+    parts.worklist.split(SplitPlan(torch.tensor([4]), torch.tensor([3])), parts.bounder)
+    found = state(parts)
+    assert len(found.piece_margin) == 9
+    for i in range(6):
+        own = found.piece_margin[parts.worklist.owner == i]
+        assert found.margin[i] == own.min()
+    assert found.status == (Status.CERTIFIED,) * 6
+
+
+@pytest.mark.parametrize("memory", [1, 2**31])
+def test_margins_of_pieces_do_not_depend_on_memory(memory):
+    parts = some_parts(memory=memory, hidden=(4,))
+    parts.worklist.split(SplitPlan(torch.tensor([3]), torch.tensor([0])), parts.bounder)
+    margin = piece_margins(parts.repaired, parts.worklist, parts.bounder)
+    for piece in range(7):
+        patch = parts.worklist.patch[parts.worklist.owner[piece]][None]
+        batch = parts.worklist.batch(patch, rigorous=True)
+        stack = {name: t[patch] for name, t in parts.repaired.bank.stack.items()}
+        slot = parts.worklist.pieces_of(patch)[0].tolist().index(piece)
+        expected = parts.bounder.margins(stack, batch)[slot].min()
+        assert torch.isclose(margin[piece], expected, rtol=0, atol=1e-12)
+
+
+@frozen
+class Liar(DeepPoly):
+    """Above the function by its worth."""
+
+    name: ClassVar[str] = "liar"
+    worth: ClassVar[float] = 1000.0
+
+    def prepare(self, network, rounding=None):
+        inner = super().prepare(network, rounding)
+
+        def bound(params, box, C, d):
+            known = inner(params, box, C, d)
+            return LinearBound(known.A, known.b + self.worth, known.magnitude)
+
+        return bound
+
+
+def test_a_wrong_proof_is_a_soundness_error_that_names_the_property():
+    parts = some_parts(certifier=Liar())
+    mend(parts, 0)
+    first = parts.properties.names[0]
+    with pytest.raises(SoundnessError, match=r"is certified with margin .* falsifies it") as error:
+        state(parts, Pgd())
+    assert str(error.value).startswith(first)
+
+
+def test_without_an_attack_a_wrong_proof_is_not_noticed():
+    assert state(some_parts(certifier=Liar())).count(Status.CERTIFIED) == 6
+
+
+def test_nan_proves_nothing(monkeypatch):
+    monkeypatch.setattr(Liar, "worth", torch.nan)
+    found = state(some_parts(certifier=Liar()), Pgd())
+    assert found.count(Status.CERTIFIED) == 0 and (found.margin == -torch.inf).all()
+
+
+def test_a_patch_that_adds_nothing_is_not_called_constant():
+    parts = some_parts(hidden=(4,))
+    assert constant_patches(parts.repaired).tolist() == [False] * 6
+    mend(parts, 2, 3)
+    assert constant_patches(parts.repaired).nonzero()[:, 0].tolist() == [2, 3]

@@ -1,0 +1,226 @@
+"""Training: until the proof or the end of the budget, each patch for itself."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from attrs import frozen
+from problems import Mixed, Parts, a_network, a_problem, some_data, some_parts, the_balls
+
+from advrepair.core import config, training
+from advrepair.core.attacking import Problem
+from advrepair.core.certification import constant_patches, piece_margins
+from advrepair.core.interfaces import Refiner
+from advrepair.core.training import Trained, patch_chunks, train
+from advrepair.core.types import LinearBound, SplitPlan
+from advrepair.plugins.refiners.gradient_width import GradientWidth
+from advrepair.plugins.refiners.none import NoRefiner
+from advrepair.plugins.verifiers.deeppoly import DeepPoly
+
+
+@frozen
+class Vague(DeepPoly):
+    """Says -1000 of everything, and is of no help to a gradient."""
+
+    name: ClassVar[str] = "vague"
+
+    def prepare(self, network, rounding=None):
+        inner = super().prepare(network, rounding)
+
+        def bound(params, box, C, d):
+            known = inner(params, box, C, d)
+            return LinearBound(known.A * 0, known.b * 0 - 1000.0, known.magnitude)
+
+        return bound
+
+
+def run(parts: Parts, settled=(), refiner=None, **budget):
+    result = Trained.nothing_yet(len(parts.repaired.bank))
+    result.settled[list(settled)] = True
+    told = []
+    train(
+        parts.repaired,
+        parts.worklist,
+        parts.bounder,
+        refiner or NoRefiner(),
+        config.Training(**budget),
+        result,
+        lambda patches, split: told.append((sorted(patches.tolist()), split)),
+    )
+    return result, told
+
+
+def proved(parts):
+    margin = piece_margins(parts.repaired, parts.worklist, parts.bounder)
+    least = torch.full((len(parts.repaired.bank),), torch.inf, dtype=torch.float64)
+    return least.scatter_reduce(0, parts.worklist.patch[parts.worklist.owner], margin, "amin") > 0
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (6, 4)])
+@pytest.mark.parametrize("optimiser", ["polyak", "adam"])
+def test_it_ends_with_the_proof(hidden, optimiser):
+    parts = some_parts(hidden=hidden)
+    assert parts.properties.violated(parts.repaired(parts.problem.x_adv)).all()
+    result, told = run(parts, optimiser=optimiser, lr=1.0 if optimiser == "polyak" else 0.05)
+    assert proved(parts).all() and not constant_patches(parts.repaired).any()
+    assert not parts.properties.violated(parts.repaired(parts.problem.x_adv)).any()
+    assert (result.epochs > 0).all() and (result.epochs < 10 * 25).all()
+    assert result.settled.all() and told == [(list(range(6)), False)]
+
+
+def test_what_needs_no_repair_gets_none():
+    network = a_network()
+    x, y = some_data(30, network)
+    sure = network(x).topk(2, dim=1).values.diff(dim=1)[:, 0].argsort()[:2]
+    parts = some_parts(Problem(the_balls(network, x[sure], y[sure], 1e-3), x[sure], sure), network)
+    result, _ = run(parts)
+    assert result.epochs.tolist() == [0, 0] and proved(parts).all()
+    assert not any(t.any() for t in parts.repaired.bank.stack.values())
+
+
+def test_what_is_settled_is_left_alone(monkeypatch):
+    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", 1)
+    parts = some_parts(hidden=(5,))
+    before = {name: t.clone() for name, t in parts.repaired.bank.stack.items()}
+    result, told = run(parts, settled=[4, 1])
+    assert result.settled.all() and sorted(told) == [([i], False) for i in (0, 2, 3, 5)]
+    assert not result.epochs[[1, 4]].any() and result.epochs[[0, 2, 3, 5]].all()
+    for name, t in parts.repaired.bank.stack.items():
+        assert torch.equal(t[[1, 4]], before[name][[1, 4]])
+
+
+def test_when_all_is_settled_nothing_is_done():
+    parts = some_parts()
+    _, told = run(parts, settled=range(6))
+    assert told == [] and not any(t.any() for t in parts.repaired.bank.stack.values())
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_chunks_change_no_weight(at_once, monkeypatch):
+    whole, apart = some_parts(hidden=(5,)), some_parts(hidden=(5,))
+    run(whole)
+    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", at_once)
+    _, told = run(apart)
+    assert [len(patches) for patches, _ in told] == ([1] * 6 if at_once == 1 else [4, 2])
+    for name, t in whole.repaired.bank.stack.items():
+        assert torch.equal(t, apart.repaired.bank.stack[name])
+
+
+def test_the_budget_is_kept():
+    parts = some_parts(indicator=Mixed(), problem=a_problem(count=9, epsilon=0.3))
+    result, _ = run(parts, epochs=3, rounds=4, fallback=False)
+    assert not proved(parts).all() and result.settled.all()
+    assert result.epochs.tolist() == [12 if not p else e for p, e in zip(
+        proved(parts).tolist(), result.epochs.tolist(), strict=True
+    )]
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+def test_what_is_not_proved_falls_back_to_a_constant(fallback):
+    parts = some_parts(verifier=Vague())
+    result, _ = run(parts, epochs=2, rounds=1, fallback=fallback)
+    assert result.epochs.tolist() == [2] * 6
+    assert torch.equal(constant_patches(parts.repaired), torch.full((6,), fallback))
+    assert proved(parts).all() if fallback else not proved(parts).any()
+    hits = parts.properties.violated(parts.repaired(parts.problem.x_adv))
+    assert not hits.any() or not fallback
+
+
+def test_a_constant_that_is_not_proved_does_not_replace_what_was_trained():
+    parts = some_parts(certifier=Vague())
+    plain = some_parts(certifier=Vague())
+    run(parts, epochs=2, rounds=1, fallback=True)
+    run(plain, epochs=2, rounds=1, fallback=False)
+    assert not proved(parts).all()
+    kept = ~constant_patches(parts.repaired)
+    for name, t in parts.repaired.bank.stack.items():
+        assert torch.equal(t[kept], plain.repaired.bank.stack[name][kept])
+
+
+@frozen
+class Counting(Refiner):
+    """Notes what it is asked, and cuts the worst pieces along dimension 0."""
+
+    name: ClassVar[str] = "counting"
+    asked: ClassVar[list] = []
+
+    def choose(self, box, margin, slope, budget):
+        self.asked.append((box, margin, slope, budget))
+        piece = (margin <= 0).nonzero()[:budget, 0]
+        return SplitPlan(piece, torch.zeros_like(piece))
+
+
+def test_refiners_are_asked_for_each_open_patch_after_every_round_but_the_last():
+    Counting.asked.clear()
+    parts = some_parts(verifier=Vague())
+    _, told = run(parts, refiner=Counting(), epochs=1, rounds=4, split=2, fallback=False)
+    assert len(Counting.asked) == 3 * 6 and told == [(list(range(6)), True)]
+    assert {budget for *_, budget in Counting.asked} == {2}
+    pieces = [len(box) for box, *_ in Counting.asked[::6]]
+    assert pieces == [1, 2, 4]  # padding is not shown
+    owners = parts.worklist.owner.bincount().tolist()
+    assert owners == [6] * 6  # 1, then 2, then 4, then 2 of 4 split
+    for box, margin, slope, _ in Counting.asked:
+        assert margin.shape == (len(box),) and slope.shape == box.lower.shape
+
+
+@frozen
+class Still(DeepPoly):
+    """DeepPoly without gradients: the patches stay as they are."""
+
+    name: ClassVar[str] = "still"
+
+    def prepare(self, network, rounding=None):
+        inner = super().prepare(network, rounding)
+
+        def bound(params, box, C, d):
+            known = inner({name: t.detach() for name, t in params.items()}, box, C, d)
+            nothing = 0 * sum(t.sum() for t in params.values())
+            return LinearBound(known.A, known.b + nothing, known.magnitude)
+
+        return bound
+
+
+def test_splitting_alone_proves_what_a_loose_bound_does_not():
+    network = a_network()
+    x, y = some_data(20, network)
+    problem = Problem(the_balls(network, x, y, 0.08), x, torch.arange(20))
+    found = {}
+    for refiner in (NoRefiner(), GradientWidth()):
+        parts = some_parts(problem, network, verifier=Still())
+        run(parts, refiner=refiner, epochs=1, rounds=8, split=4, fallback=False)
+        assert not any(t.any() for t in parts.repaired.bank.stack.values())
+        found[refiner.name] = proved(parts)
+    assert (found["gradient-width"] >= found["none"]).all()
+    assert found["gradient-width"].sum() > found["none"].sum()
+
+
+def test_a_refiner_is_told_where_the_loss_rises():
+    """For an affine function the slope is that of the violated rows."""
+    Counting.asked.clear()
+    parts = some_parts(indicator=Mixed(), problem=a_problem(count=9, epsilon=0.3))
+    run(parts, refiner=Counting(), epochs=1, rounds=2, split=1, fallback=False)
+    box, margin, slope, _ = Counting.asked[0]
+    assert (margin <= 0).any()
+    assert slope[margin <= 0].flatten(1).any(1).all()
+    assert not slope[margin > 0].any()
+
+
+@pytest.mark.parametrize("memory", [1, 2**31])
+def test_patch_chunks_cover_all_patches(memory):
+    parts = some_parts(memory=memory)
+    chunks = patch_chunks(parts.repaired, parts.worklist, parts.bounder)
+    assert sorted(torch.cat(chunks).tolist()) == list(range(6))
+    assert len(chunks) == (6 if memory == 1 else 1)
+
+
+def test_patch_chunks_do_not_follow_the_order_of_the_data():
+    problem = a_problem()
+    order = torch.tensor([3, 5, 0, 1, 4, 2])
+    turned = Problem(problem.properties[order], problem.x_adv[order], problem.row[order])
+    found = []
+    for each in (problem, turned):
+        parts = some_parts(each, memory=1)
+        chunks = patch_chunks(parts.repaired, parts.worklist, parts.bounder)
+        found.append([each.properties.names[int(chunk)] for chunk in chunks])
+    assert found[0] == found[1]

@@ -1,0 +1,80 @@
+"""The oracle against networks whose minimum is known, and against many points."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+
+from advrepair.core.errors import UsageError
+from advrepair.core.graph import INPUT, Network, Operation
+from advrepair.core.types import Box
+from advrepair.testing.cases import Case
+from advrepair.testing.networks import NETWORKS, Sketch, fully_connected
+from advrepair.testing.oracle import exact_minimum, exact_rows
+from advrepair.testing.search import scatter
+from advrepair.testing.strategies import cases, tiny_networks
+
+
+def _absolute_sum() -> Network:
+    """``|x - 1| + |x + y|`` as a ReLU network, and its first term alone."""
+    tensors = {
+        "w": torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0], [-1.0, -1.0]]),
+        "b": torch.tensor([-1.0, 1.0, 0.0, 0.0]),
+        "sum": torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]]),
+    }
+    operations = [
+        Operation("hidden", "linear", (INPUT,), (4,), {"weight": "w", "bias": "b"}),
+        Operation("relu", "relu", ("hidden",), (4,)),
+        Operation("out", "linear", ("relu",), (2,), {"weight": "sum"}),
+    ]
+    return Network(operations, tensors, (2,))
+
+
+def test_minima_that_are_known() -> None:
+    lower = torch.tensor([[0.0, -3.0], [2.0, 0.0], [0.25, -0.5]]).double()
+    upper = torch.tensor([[2.0, 3.0], [3.0, 1.0], [0.25, -0.5]]).double()
+    C = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]).double().expand(3, 3, 2)
+    d = torch.zeros(3, 3, dtype=torch.float64)
+    found = exact_minimum(_absolute_sum(), Box(lower, upper), C, d)
+    assert found == [[0, -6, 0], [3, -6, 1], [1, -1, Fraction(3, 4)]]
+
+
+@given(cases(tiny_networks()))
+def test_no_point_is_lower_and_a_point_comes_near(case: Case) -> None:
+    exact = exact_minimum(case.network, case.box, case.C, case.d)
+    least = torch.tensor([[float(v) for v in row] for row in exact], dtype=torch.float64)
+    reached = case.rows(scatter(case.box, samples=400, corners=8, seed=1)).amin(1)
+    assert bool((least <= reached + 1e-12 * (1 + reached.abs())).all())
+    spread = case.rows(case.box.center.unsqueeze(1))[:, 0] - least
+    assert bool((reached - least <= 0.5 * spread + 1e-9).all())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_values_at_a_point_are_the_networks(name: str) -> None:
+    network = NETWORKS[name](3)
+    x = torch.randn(network.input_shape, generator=torch.Generator().manual_seed(4))
+    K = network.outputs
+    values = exact_rows(network, x, torch.eye(K), torch.zeros(K))
+    y = network.double()(x.double().unsqueeze(0))[0]
+    torch.testing.assert_close(
+        torch.tensor([float(v) for v in values]).double(), y, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_what_is_beyond_it_is_refused() -> None:
+    one = torch.zeros(1, 1, 4), torch.zeros(1, 1)
+    box = Box(torch.zeros(1, 3), torch.ones(1, 3))
+    with pytest.raises(UsageError, match="one or two"):
+        exact_minimum(fully_connected(1), box, *one)
+    curved = Sketch(1, (2,)).linear(4).apply("tanh").finish()
+    with pytest.raises(UsageError, match="'tanh_1'"):
+        exact_minimum(curved, Box(torch.zeros(1, 2), torch.ones(1, 2)), *one)
+
+
+def test_a_mean_of_nine_is_a_ninth() -> None:
+    network = Sketch(1, (1, 3, 3)).avg_pool2d(3).flatten().finish()
+    ones = torch.arange(9.0).view(1, 3, 3)
+    assert exact_rows(network, ones, torch.eye(1), torch.zeros(1)) == [4]
+    ones[0, 0, 0] = 1.0
+    assert exact_rows(network, ones, torch.eye(1), torch.zeros(1)) == [Fraction(37, 9)]
