@@ -177,9 +177,7 @@ def write_onnx(path: Path, network: Network, extra: tuple[str, ...] = ()) -> Pat
         [_value(last, (network.outputs,))],
         weights,
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.save(model, path)
     return path
 

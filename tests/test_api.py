@@ -29,7 +29,9 @@ def test_it_repairs_any_module_and_leaves_it_as_it_was():
     before = {name: t.clone() for name, t in module.state_dict().items()}
     result = repair(module)
     assert result.report["properties"]["certified"] == 4
-    assert module.training and all(torch.equal(t, before[n]) for n, t in module.state_dict().items())
+    assert module.training and all(
+        torch.equal(t, before[n]) for n, t in module.state_dict().items()
+    )
     problem = result.problem
     assert not problem.properties.violated(result.network(problem.x_adv)).any()
     assert problem.properties.violated(module(problem.x_adv)).all()
@@ -64,9 +66,7 @@ def test_bytes_are_scaled():
     y = a_module()(pixels.float() / 255).argmax(1)
     result = advrepair.repair(a_module(), pixels, y, epsilon=0.1, count=2)
     assert result.problem.properties.center.max() <= 1
-    assert torch.equal(
-        result.problem.properties.center, pixels[result.problem.row].float() / 255
-    )
+    assert torch.equal(result.problem.properties.center, pixels[result.problem.row].float() / 255)
 
 
 def test_without_a_count_all_that_are_found():

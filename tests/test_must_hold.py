@@ -193,9 +193,7 @@ def test_fact_1_bounds_of_the_network_and_of_a_patch_add_up(seed, hidden):
 
 @pytest.mark.parametrize("optimiser", ["polyak", "adam"])
 @pytest.mark.parametrize("hidden", [(), (5,)])
-def test_fact_2_training_all_patches_at_once_is_training_each_alone(
-    hidden, optimiser, monkeypatch
-):
+def test_fact_2_training_all_patches_at_once_is_training_each_alone(hidden, optimiser, monkeypatch):
     problem = a_problem(count=9, epsilon=0.08)
     options = {"optimiser": optimiser, "lr": 1.0 if optimiser == "polyak" else 0.05}
 
@@ -227,8 +225,8 @@ def test_fact_2_a_proved_patch_leaves_the_batch(monkeypatch):
     monkeypatch.setattr(Bounder, "patched", count)
     monkeypatch.setattr(PatchBank, "put", note)
     parts = some_parts(a_problem(count=9, epsilon=0.08), indicator=Mixed(), hidden=(5,))
-    steps = trained(parts, fallback=False)
-    assert flying[0] == 3 and flying == sorted(flying, reverse=True)
+    steps = trained(parts, epochs=100, rounds=1, fallback=False)
+    assert len(set(steps.tolist())) > 1 and flying[0] == 3
     assert flying == [int((steps >= i).sum()) for i in range(len(flying))]
     assert sorted(stored) == [0, 1, 2]  # each is written once, with its proof
 
@@ -314,11 +312,11 @@ def test_duty_1_there_is_one_membership_test():
         ("types.py", "checked"),  # an inverted box
         ("types.py", "holds"),
         ("types.py", "meets"),
+        ("types.py", "to"),  # precisions
     }
     paths = [*(ROOT / "core").glob("*.py"), *(ROOT / "cli").glob("*.py"), ROOT / "api.py"]
-    paths += [p for kind in ("allocators", "attacks", "indicators") for p in (
-        ROOT / "plugins" / kind
-    ).glob("*.py")]
+    for kind in ("allocators", "attacks", "indicators"):
+        paths += (ROOT / "plugins" / kind).glob("*.py")
     found = {where for path in paths for where in compared(path)}
     assert found <= allowed, found - allowed
     assert {("types.py", "holds"), ("types.py", "meets")} <= found
@@ -381,13 +379,14 @@ def test_duty_2_contradictory_demands_are_refused_before_training():
     x, y = some_data()
     twice = torch.cat([x[:4], x[:1] + 0.01])
     labels = torch.cat([y[:4], (y[:1] + 1) % 4])
-    adv = inside(Box.around(twice, 0.1, (0.0, 1.0)), 2)[:, 0]
+    x_adv = inside(Box.around(twice, 0.1, (0.0, 1.0)), 2)[:, 0]
     stages = []
-    with pytest.raises(UsageError, match=r"x\[0\] \(label \d\) and x\[4\] \(label \d\) overlap"):
-        given_adv = advrepair.repair(
-            Wrong(), twice, labels, epsilon=0.1, x_adv=adv, progress=lambda *s: stages.append(s)
+    with pytest.raises(UsageError) as error:
+        advrepair.repair(
+            Wrong(), twice, labels, epsilon=0.1, x_adv=x_adv, progress=lambda *s: stages.append(s)
         )
-        assert given_adv is None
+    first, second = (f"x[{i}] (label {int(labels[i])})" for i in (0, 4))
+    assert f"{first} and {second} overlap and cannot both hold" in str(error.value)
     assert "training" not in {stage for stage, *_ in stages}
 
 
@@ -624,7 +623,9 @@ def test_duty_7_the_real_function_is_never_below_its_margin_and_comes_near():
 
 
 def test_duty_7_an_unsound_verifier_is_caught_on_certified_boxes(run):
-    with pytest.raises(SoundnessError, match="is certified with margin .* and an attack falsifies"):
+    with pytest.raises(
+        SoundnessError, match=r"is certified with margin .* and an attack falsifies"
+    ):
         run("out", {"plan": {"verifier": "unsound"}})
 
 
@@ -674,9 +675,6 @@ def test_duty_8_twice_is_the_same(how, run, tmp_path):
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
 
 
-# BUG: "splits": nodes of the split tree are numbered in the order of the chunks.
-# BUG: "labels, hidden" and others: a patch in another chunk is padded to another number of
-# pieces, and a box bounded in another chunk may differ in its last bit.
 @pytest.mark.parametrize("at_once", [1, 2])
 @pytest.mark.parametrize("how", HOW)
 def test_duty_8_chunks_change_no_byte(how, at_once, run, tmp_path, monkeypatch):
@@ -689,11 +687,18 @@ def test_duty_8_chunks_change_no_byte(how, at_once, run, tmp_path, monkeypatch):
     assert [name for name in BYTES if one[name] != other[name]] == []
 
 
-# BUG: as above.
 @pytest.mark.parametrize("how", HOW)
 def test_duty_8_another_memory_changes_no_byte(how, run, tmp_path):
     run("a", HOW[how])
-    run("b", HOW[how], {"run": {"memory": 1e-6}})
+    run("b", HOW[how], {"run": {"memory": 1e-3}})
+    one, other = bytes_of(tmp_path / "a"), bytes_of(tmp_path / "b")
+    assert [name for name in BYTES if one[name] != other[name]] == []
+
+
+# BUG: where the memory does not hold a chunk of the usual size, margins differ by 3e-16.
+def test_duty_8_nor_does_a_memory_that_is_far_too_small(run, tmp_path):
+    run("a")
+    run("b", {"run": {"memory": 1e-6}})
     one, other = bytes_of(tmp_path / "a"), bytes_of(tmp_path / "b")
     assert [name for name in BYTES if one[name] != other[name]] == []
 
@@ -747,7 +752,9 @@ def test_duty_8_another_seed_is_another_patch():
 
 
 @pytest.mark.parametrize("indicator", INDICATORS)
-@pytest.mark.parametrize("layer", [{}, {"patch": {"hidden": [5]}}, {"training": {"fallback": False}}])
+@pytest.mark.parametrize(
+    "layer", [{}, {"patch": {"hidden": [5]}}, {"training": {"fallback": False}}]
+)
 def test_duty_9_constant_bias_stands_beside_every_result(indicator, layer, run):
     report = run("out", {"plan": {"indicator": indicator}}, layer)
     trivial = report["baseline"]["constant-bias"]

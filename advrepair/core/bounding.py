@@ -149,7 +149,8 @@ class Bounder:
             A, b, magnitude = self._patch_rows("patch rigorous", stack, batch)
             if magnitude is None or batch.rows.magnitude is None:
                 raise PluginError(f"verifier {self.certifier.name!r} returned no magnitude")
-            reach = self.rounding.relative(2, 4) * (batch.rows.magnitude + magnitude)
+            total = self.rounding.overflowing(batch.rows.magnitude + magnitude)
+            reach = self.rounding.relative(2, 4) * total
             error = above(dot(batch.C.abs().double(), reach))
             both = LinearBound(batch.rows.A + A, batch.rows.b + b)
             return both.minimum_rigorous(batch.box) - error

@@ -33,6 +33,7 @@ PRESETS: dict[str, Layer] = {
             "rounds": 25,
             "split": 800,
             "margin": 0.0,
+            "scale": False,
             "fallback": False,
         },
     },
@@ -94,6 +95,7 @@ class Training:
     rounds: int = option(25, "rounds, each followed by a split (the paper's M)", at_least=1)
     split: int = option(800, "pieces split after a round, at most (the paper's K)", at_least=0)
     margin: float = option(0.01, "margin aimed at beyond the proof", at_least=0)
+    scale: bool = option(True, "prove the least multiple of a patch that suffices")
     fallback: bool = option(True, "use a constant patch where the budget ends unproved")
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from advrepair.core.attacking import Problem
 from advrepair.core.data import Dataset
+from advrepair.core.patching import RepairedNetwork
 
 _AT_ONCE = 1000
 Rates = dict[str, float | None]
@@ -32,6 +33,30 @@ def rates(
         "RGR": _repaired(model, problem, points, owner),
         "DD": None if test is None else accuracy(base, test) - accuracy(model, test),
     }
+
+
+def routing(repaired: RepairedNetwork, problem: Problem) -> Rates:
+    """Share of queries that the allocator alone, without the boxes, would send right.
+
+    Right: to the property's own patch, and to no patch of another label. ``clean``: the
+    centres. ``adversarial``: the x_adv, of which a label indicator sees the wrong label.
+    """
+    label = problem.properties.label
+    serves = torch.zeros(len(repaired.bank), int(label.max()) + 2, dtype=torch.bool)
+    serves[repaired.patch, label] = True
+    shares: Rates = {}
+    for name, x in (("clean", problem.properties.center), ("adversarial", problem.x_adv)):
+        right = 0
+        for index in torch.arange(len(x)).split(_AT_ONCE):
+            with torch.no_grad():
+                logits = repaired.base(x[index])
+                gates = repaired.allocator.allocate(x[index], logits, repaired.centres)
+            own = gates.gather(1, repaired.patch[index, None])[:, 0]
+            wrong = (gates.float() @ serves.float()) > 0
+            wrong[torch.arange(len(index)), label[index]] = False
+            right += int((own & ~wrong.any(1)).sum())
+        shares[name] = right / len(x)
+    return shares
 
 
 def accuracy(model: nn.Module, data: Dataset) -> float:

@@ -25,7 +25,7 @@ from advrepair.core.config import Configuration, to_toml
 from advrepair.core.constant import constant_bank
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
-from advrepair.core.evaluation import Rates, rates
+from advrepair.core.evaluation import Rates, rates, routing
 from advrepair.core.graph import Network
 from advrepair.core.inputs import clip_of, read_inputs
 from advrepair.core.patching import RepairedNetwork, attach
@@ -145,9 +145,9 @@ def repair(
         worklist = Worklist.start(properties, assignment, bounder)
     trained = _train(repaired, worklist, bounder, plan, run)
     certificate = _certify(repaired, worklist, bounder, problem, plan, run)
-    metrics, baseline = _evaluate(repaired, worklist, bounder, problem, plan, run, test)
+    metrics, baseline, routes = _evaluate(repaired, worklist, bounder, problem, plan, run, test)
     report = reporting.report(
-        repaired, problem, certificate, trained, metrics, baseline, plan, run.seconds
+        repaired, problem, certificate, trained, metrics, baseline, routes, plan, run.seconds
     )
     return Repair(repaired, problem, certificate, report)
 
@@ -230,7 +230,7 @@ def _evaluate(
     plan: Configuration,
     run: Run,
     test: Dataset | None,
-) -> tuple[Rates, dict[str, Rates]]:
+) -> tuple[Rates, dict[str, Rates], Rates]:
     """Rates of the repair, and of the two repairs that cost nothing."""
     asked, base = plan.evaluation, repaired.base
     steps = len(problem.properties) * asked.samples + (2 if asked.baseline else 1)
@@ -252,7 +252,8 @@ def _evaluate(
             certified: Rates = {"certified": share}
             baseline["constant-bias"] = certified | rates(trivial, base, problem, unseen, test)
             advance(1)
-    return metrics, baseline
+        routes = routing(repaired, problem)
+    return metrics, baseline, routes
 
 
 def _bounder(repaired: RepairedNetwork, plan: Configuration) -> Bounder:

@@ -30,6 +30,7 @@ def report(
     trained: Trained,
     metrics: Rates,
     baseline: Mapping[str, Mapping[str, float | int | None]],
+    routes: Rates,
     plan: Configuration,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -55,6 +56,7 @@ def report(
             "pieces": len(certificate.piece_margin),
         },
         "metrics": dict(metrics),
+        "routing": dict(routes),
         "baseline": {name: dict(rates) for name, rates in baseline.items()},
         "seconds": {name: seconds.get(name, 0.0) for name in _STAGES},
         "peak_memory_bytes": peak_memory(),
@@ -65,7 +67,7 @@ def report(
             "ratio_to_network": parameters / repaired.base.parameters_count,
             "mean_epochs": float(trained.epochs.double().mean()),
         },
-        "notes": _notes(certificate, metrics, baseline, plan),
+        "notes": _notes(certificate, metrics, baseline, routes, plan),
     }
 
 
@@ -76,6 +78,7 @@ def _notes(
     certificate: Certificate,
     metrics: Rates,
     baseline: Mapping[str, Mapping[str, float | int | None]],
+    routes: Rates,
     plan: Configuration,
 ) -> list[str]:
     """What a reader must know to read the figures rightly."""
@@ -85,23 +88,22 @@ def _notes(
             notes.append(f"{number} properties {status.value}: {status.sentence}")
     if constant := int(certificate.constant.sum()):
         notes.append(f"{constant} properties are served by a constant patch (training gave up)")
-    notes.append(_outside(plan))
+    notes.append(_outside(plan, routes))
     trivial = baseline.get("constant-bias")
     if trivial and all(_no_better(metrics[key], trivial[key], key) for key in metrics):
         notes.append(_TRIVIAL)
     return notes
 
 
-def _outside(plan: Configuration) -> str:
+def _outside(plan: Configuration, routes: Rates) -> str:
     if plan.allocator.name == "none":
         return "outside the balls the network is unchanged, and nothing is proved there"
-    text = "outside the balls nothing is proved: patches are chosen by the allocator "
-    text += f"{plan.allocator.name!r} from the query itself"
+    share = routes["adversarial"] or 0.0
+    text = f"outside the balls nothing is proved: allocator {plan.allocator.name!r} chooses patches"
+    text += f" from the query itself; of the adversarial examples it would send {share:.1%} to the"
+    text += " right patch"
     if plan.indicator.name != "property-guided":
-        text += (
-            ", so an adversarial query is routed by its wrong label; inside, the ball decides, "
-            "which is what the certificate is about"
-        )
+        text += ", since it sees their wrong label; inside a ball the ball decides"
     return text
 
 

@@ -50,6 +50,16 @@ class Rounding:
             self.level
         ]
 
+    def overflowing(self, total: Tensor) -> Tensor:
+        """Sums of absolute terms, infinite where the deployed sum could overflow.
+
+        Some order of summation may then give an infinity or a NaN, and nothing is proved.
+        """
+        if self.level == "real":
+            return total
+        largest = 2.0**126 if self.level == "deployed-float32" else 2.0**1022
+        return torch.where(total < largest, total, torch.inf)
+
     def relative(self, fan_in: int, ours: int) -> float:
         """Error per unit of absolute value: deployed sum of fan_in, plus our own of ours."""
         deployed = gamma(fan_in + 2, self.unit) if self.unit else 0.0

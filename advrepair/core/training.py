@@ -141,7 +141,7 @@ def _train_round(
         rows = active.rows
         patch = bounder.patched(leaves, rows)
         margin = _margins(rows, rows.rows + patch)
-        factor, ready = _scale(active, patch, margin)
+        factor, ready = _scale(active, patch, margin, budget.scale)
         stay = ~_leave_proved(active, factor, ready, repaired, worklist, bounder)
         active.keep(stay)
         if epoch == budget.epochs or not len(active.patch):
@@ -162,7 +162,9 @@ def _margins(rows: Batch, bound: LinearBound) -> Tensor:
 
 
 @torch.no_grad()
-def _scale(active: _Open, patch: LinearBound, margin: Tensor) -> tuple[Tensor, Tensor]:
+def _scale(
+    active: _Open, patch: LinearBound, margin: Tensor, enabled: bool
+) -> tuple[Tensor, Tensor]:
     """The least multiple of each patch that looks proved: factors [q], and whether there is one.
 
     The bound of a patch scales with its last layer, so a multiple costs no new bound. Margins
@@ -172,6 +174,8 @@ def _scale(active: _Open, patch: LinearBound, margin: Tensor) -> tuple[Tensor, T
     rows, wanted = active.rows, active.aim / 2
     have = margin.detach()
     ready = have.amin((1, 2)) > wanted
+    if not enabled:
+        return torch.ones_like(wanted), ready
     own = _margins(rows, patch)
     upper = ((wanted[:, None, None] - have) / own).nan_to_num(0.0).amax((1, 2)).clamp(min=0) + 1
     upper = 1.01 * upper

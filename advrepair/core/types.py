@@ -137,19 +137,21 @@ class Box:
         Coordinates that tell boxes apart are compared first; the few pairs that are left
         are compared in full. Returns [pairs, 2], sorted.
         """
-        mine, theirs = (self.lower.flatten(1), self.upper.flatten(1)), other
-        low, high = theirs.lower.flatten(1), theirs.upper.flatten(1)
-        telling = mine[0].double().var(0, correction=0).topk(min(_PROBES, low.shape[1])).indices
+        if not len(self) or not len(other):
+            return torch.zeros(0, 2, dtype=torch.long, device=self.lower.device)
+        lower, upper = self.lower.flatten(1), self.upper.flatten(1)
+        low, high = other.lower.flatten(1), other.upper.flatten(1)
+        telling = lower.double().var(0, correction=0).topk(min(_PROBES, low.shape[1])).indices
         found = []
         for start in range(0, len(low), _BLOCK):
             part = slice(start, start + _BLOCK)
             near = torch.ones(len(low[part]), len(self), dtype=torch.bool, device=low.device)
             for axis in telling.tolist():
-                near &= mine[0][:, axis] <= high[part, axis, None]
-                near &= low[part, axis, None] <= mine[1][:, axis]
+                near &= lower[:, axis] <= high[part, axis, None]
+                near &= low[part, axis, None] <= upper[:, axis]
             for pairs in near.nonzero().split(_BLOCK):
                 i, j = pairs[:, 0] + start, pairs[:, 1]
-                full = (mine[0][j] <= high[i]) & (low[i] <= mine[1][j])
+                full = (lower[j] <= high[i]) & (low[i] <= upper[j])
                 found.append(torch.stack([i, j], 1)[full.all(1)])
         return torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long)
 

@@ -79,7 +79,7 @@ def test_none_at_all_is_an_error_too():
 # RuntimeError "max(): Expected reduction dim" (core.types.group_margin of no property).
 def test_labels_that_are_all_wrong_are_told():
     x, y = some_data()
-    with pytest.raises(UsageError, match="finds 0 .* among the 0 correctly classified"):
+    with pytest.raises(UsageError, match=r"finds 0 .* among the 0 correctly classified"):
         find(x, (y + 1) % 4, 5)
 
 
@@ -129,9 +129,7 @@ def test_a_given_one_on_the_face_is_inside():
     x, y = some_data()
     x_adv = x.clone()
     x_adv[problem.row] = (x[problem.row] + EPSILON).clamp(0, 1)
-    given_counterexamples(
-        a_network(), a_dataset(x, (y + 1) % 4, x_adv), EPSILON, None, CLIP
-    )
+    given_counterexamples(a_network(), a_dataset(x, (y + 1) % 4, x_adv), EPSILON, None, CLIP)
 
 
 def test_generalisation_takes_other_points_of_the_same_balls():

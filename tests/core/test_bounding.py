@@ -32,9 +32,7 @@ def in_float64(network):
 
 def a_bounder(network, hidden=(4,), verifier=None, memory=2**30, level="deployed-float64"):
     template = patch_template(network, hidden)
-    return Bounder(
-        network, template, verifier or DeepPoly(), DeepPoly(), Rounding(level), memory
-    )
+    return Bounder(network, template, verifier or DeepPoly(), DeepPoly(), Rounding(level), memory)
 
 
 def some_boxes(network, count, seed):

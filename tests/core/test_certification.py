@@ -18,9 +18,7 @@ from advrepair.plugins.verifiers.deeppoly import DeepPoly
 
 def state(parts, attack=None, told=None):
     advance = (lambda more: None) if told is None else told.append
-    return certify(
-        parts.repaired, parts.worklist, parts.bounder, parts.problem, attack, 0, advance
-    )
+    return certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, attack, 0, advance)
 
 
 def mend(parts, *which):

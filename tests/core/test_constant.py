@@ -76,9 +76,7 @@ def test_unlabelled_specifications_are_met_too():
     C = torch.tensor([[-1.0, 1, 0, 0], [-1, 0, 1, 0], [-1, 0, 0, 1]]).expand(6, -1, -1)
     none = torch.full((6,), -1)
     d = torch.full((6, 3), -20.0)
-    properties = evolve(
-        properties, C=C, d=d, group=torch.zeros(6, 3, dtype=torch.long), label=none
-    )
+    properties = evolve(properties, C=C, d=d, group=torch.zeros(6, 3, dtype=torch.long), label=none)
     parts = some_parts(evolve(problem, properties=properties))
     stack, proved = constant_patches(torch.arange(6), parts.worklist, parts.bounder)
     assert proved.all()
@@ -139,9 +137,7 @@ def test_the_baseline_is_a_repair_of_everything():
     bank, proved = constant_bank(parts.worklist, parts.bounder)
     assert proved.all() and isinstance(bank, PatchBank)
     old = parts.repaired
-    trivial = RepairedNetwork(
-        old.base, bank, old.box, old.assignment, old.centres, old.allocator
-    )
+    trivial = RepairedNetwork(old.base, bank, old.box, old.assignment, old.centres, old.allocator)
     properties = parts.properties
     assert properties.violated(old(parts.problem.x_adv)).all()
     assert not properties.violated(trivial(parts.problem.x_adv)).any()

@@ -1,6 +1,7 @@
 """Patches, their sum with the network, and the routing in between."""
 
 import inspect
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_a_template_is_fully_connected_with_relus_between(hidden):
     kinds = [op.kind for op in template.operations]
     assert kinds == ["reshape", "linear", *["relu", "linear"] * len(hidden)]
     sizes = [36, *hidden, 3]
-    weights = sum(a * b + b for a, b in zip(sizes, sizes[1:], strict=False))
+    weights = sum(a * b + b for a, b in pairwise(sizes))
     assert template.parameters_count == weights
 
 

@@ -210,9 +210,7 @@ def test_a_float64_network_stays_one(tmp_path, registry):
     network = a_network()
     from advrepair.core.graph import Network
 
-    double = Network(
-        network.operations, {n: t.double() for n, t in network.tensors.items()}, (6,)
-    )
+    double = Network(network.operations, {n: t.double() for n, t in network.tensors.items()}, (6,))
     from advrepair.api import repair
 
     x, y = some_data()

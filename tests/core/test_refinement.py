@@ -24,9 +24,7 @@ def start(seed=0, count=3, patch=None, verifier=None, level="deployed-float32"):
     x, label = torch.rand(count, 3, generator=generator), torch.arange(count) % 4
     properties = robustness(x, label, 0.3, 4)
     template = patch_template(network, ())
-    bounder = Bounder(
-        network, template, verifier or DeepPoly(), DeepPoly(), Rounding(level), 2**30
-    )
+    bounder = Bounder(network, template, verifier or DeepPoly(), DeepPoly(), Rounding(level), 2**30)
     patch = list(range(count)) if patch is None else patch
     names = tuple(f"patch {i}" for i in range(max(patch) + 1))
     assignment = Assignment(torch.tensor(patch), names)

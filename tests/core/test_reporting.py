@@ -46,7 +46,12 @@ def a_report(metrics=RATES, baseline=None, status=None, constant=None, hidden=()
 def test_every_key_of_the_promise():
     found = a_report(hidden=(5,))
     assert found["properties"] == {
-        "total": 6, "certified": 0, "falsified": 6, "unknown": 0, "constant": 0, "pieces": 6
+        "total": 6,
+        "certified": 0,
+        "falsified": 6,
+        "unknown": 0,
+        "constant": 0,
+        "pieces": 6,
     }
     assert found["metrics"] == RATES
     assert {"bounds", "training", "certification", "evaluation"} <= set(found["seconds"])

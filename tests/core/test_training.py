@@ -109,10 +109,9 @@ def test_chunks_change_no_weight(at_once, monkeypatch):
 def test_the_budget_is_kept():
     parts = some_parts(indicator=Mixed(), problem=a_problem(count=9, epsilon=0.3))
     result, _ = run(parts, epochs=3, rounds=4, fallback=False)
-    assert not proved(parts).all() and result.settled.all()
-    assert result.epochs.tolist() == [12 if not p else e for p, e in zip(
-        proved(parts).tolist(), result.epochs.tolist(), strict=True
-    )]
+    good = proved(parts)
+    assert not good.all() and result.settled.all()
+    assert (result.epochs[~good] == 12).all() and (result.epochs[good] <= 12).all()
 
 
 @pytest.mark.parametrize("fallback", [True, False])
@@ -200,7 +199,7 @@ def test_a_refiner_is_told_where_the_loss_rises():
     Counting.asked.clear()
     parts = some_parts(indicator=Mixed(), problem=a_problem(count=9, epsilon=0.3))
     run(parts, refiner=Counting(), epochs=1, rounds=2, split=1, fallback=False)
-    box, margin, slope, _ = Counting.asked[0]
+    _, margin, slope, _ = Counting.asked[0]
     assert (margin <= 0).any()
     assert slope[margin <= 0].flatten(1).any(1).all()
     assert not slope[margin > 0].any()

@@ -105,7 +105,7 @@ class _Propagation:
     def _measure(self, op: Operation, rounding: Rounding) -> None:
         terms = fan_in(op, self.params)
         inputs = [self.sizes[name] for name in op.inputs]
-        total = above(STEPS[op.kind](op, self._absolute(op), inputs))
+        total = rounding.overflowing(above(STEPS[op.kind](op, self._absolute(op), inputs)))
         self.sums[op.name] = total
         rate = rounding.relative(terms, terms) if terms else 0.0
         self.sizes[op.name] = total * (1 + rate) + rounding.absolute(terms)

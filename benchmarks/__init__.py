@@ -1,0 +1,1 @@
+"""Measurements, one command each; none of them is a test."""

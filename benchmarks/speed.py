@@ -1,0 +1,122 @@
+"""How fast is a repair, as a ratio to what was measured elsewhere.
+
+``ADVREPAIR_DATA=... python -m benchmarks.speed [--count 200] [--network fnn_small]``
+
+Prints CPU-milliseconds a patch (base bounds, training to the proof, final certification) for
+affine and for hidden patches, and the time of DeepPoly bounds of 200 boxes beside the times
+that ``reference/*_ref.npz`` records for auto_LiRPA 0.7.1. The figure for the released
+research code, 60 CPU-ms a patch with one layer, was measured on two cores like these; CPU
+time is compared, which does not depend on how many there are.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from advrepair.core.bounding import Bounder
+from advrepair.core.certification import piece_margins
+from advrepair.core.config import Training
+from advrepair.core.memory import keep_freed_memory, peak_memory
+from advrepair.core.onnx_import import read_onnx
+from advrepair.core.patching import attach
+from advrepair.core.properties import robustness
+from advrepair.core.refinement import Worklist
+from advrepair.core.rounding import Rounding
+from advrepair.core.training import Trained, train
+from advrepair.core.types import Box
+from advrepair.plugins.allocators.none import NoAllocator
+from advrepair.plugins.indicators.property_guided import PropertyGuided
+from advrepair.plugins.refiners.gradient_width import GradientWidth
+from advrepair.plugins.verifiers.deeppoly import DeepPoly
+
+RESEARCH_CODE = {"fnn_small": 60.0, "fnn_big": 200.0, "cnn": 850.0}  # CPU-ms a patch
+
+
+def repair_cost(data: Path, name: str, count: int, epsilon: float, hidden: tuple[int, ...]) -> None:
+    """Print the CPU-ms a patch of one repair, by stage."""
+    network = read_onnx(data / "mnist" / "nets" / f"{name}.onnx")
+    with np.load(data / "mnist" / "mnist.npz") as arrays:
+        x = torch.tensor(arrays["x_train"][:count]).float().div(255).view(-1, 1, 28, 28)
+        y = torch.tensor(arrays["y_train"][:count]).long()
+    properties = robustness(x, y, epsilon, network.outputs, clip=(0.0, 1.0))
+    assignment, verifier = PropertyGuided().assign(properties), DeepPoly()
+    repaired = attach(network, properties, assignment, NoAllocator(), hidden, seed=0)
+    bounder = Bounder(
+        network, repaired.bank.template, verifier, verifier, Rounding("deployed-float32"), 2**31
+    )
+    stages, begin = {}, time.process_time()
+
+    def lap(stage: str) -> None:
+        nonlocal begin
+        stages[stage], begin = (time.process_time() - begin) / count * 1e3, time.process_time()
+
+    worklist = Worklist.start(properties, assignment, bounder)
+    lap("bounds")
+    trained = Trained.nothing_yet(len(repaired.bank))
+    train(repaired, worklist, bounder, GradientWidth(), Training(), trained, lambda *_: None)
+    lap("training")
+    proved = int((piece_margins(repaired, worklist, bounder) > 0).sum())
+    lap("certification")
+    total = sum(stages.values())
+    parts = ", ".join(f"{stage} {ms:.2f}" for stage, ms in stages.items())
+    print(
+        f"{name} eps {epsilon} n {count} hidden {list(hidden)}: {total:6.2f} CPU-ms a patch "
+        f"({parts}); {proved}/{count} proved; {trained.epochs.double().mean():.1f} steps; "
+        f"research code {RESEARCH_CODE[name]:.0f} CPU-ms: {RESEARCH_CODE[name] / total:.0f} x"
+    )
+
+
+def bound_cost(reference: Path) -> None:
+    """Print the time of 200 boxes in float64 beside the time on record."""
+    for stem, onnx in (("mnist_784-50-32-10", "mnist_784-50-32-10"), ("acas_1_1", "acas_1_1")):
+        network = read_onnx(reference / f"{onnx}.onnx")
+        with np.load(reference / f"{stem}_ref.npz") as arrays:
+            known = {key: arrays[key] for key in ("lo", "hi", "l0", "labels", "ub_adaptive_f64")}
+            times = json.loads(str(arrays["times_json"]))["adaptive_f64"]["bound"]
+        shape = (len(known["lo"]), *network.input_shape)
+        box = Box(*(torch.tensor(known[k]).double().view(shape) for k in ("lo", "hi")))
+        eye = torch.eye(network.outputs, dtype=torch.float64)
+        C = eye[torch.tensor(known["l0"]).long()].unsqueeze(1) - eye[torch.tensor(known["labels"])]
+        params = {name: t.double() for name, t in network.tensors.items()}
+        bound, d, seconds = DeepPoly().prepare(network), C.new_zeros(C.shape[:2]), []
+        for _ in range(5):
+            begin = time.perf_counter()
+            lower = bound(params, box, C, d).minimum(box)
+            seconds.append(time.perf_counter() - begin)
+        off = float((-lower - torch.tensor(known["ub_adaptive_f64"])).abs().max())
+        print(
+            f"{stem}: 200 boxes in {min(seconds):.3f} s, auto_LiRPA on record {min(times):.3f} s: "
+            f"{min(times) / min(seconds):.1f} x; largest difference {off:.1e}"
+        )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--network", default="fnn_small", choices=sorted(RESEARCH_CODE))
+    parser.add_argument("--epsilon", type=float, default=0.1)
+    parser.add_argument("--threads", type=int, default=1, help="waiting threads cost CPU time too")
+    given = parser.parse_args()
+    if "ADVREPAIR_DATA" not in os.environ:
+        parser.error("set ADVREPAIR_DATA to the folder that holds mnist/")
+    data = Path(os.environ["ADVREPAIR_DATA"])
+    keep_freed_memory()
+    torch.set_num_threads(given.threads)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
+    repair_cost(data, given.network, 20, given.epsilon, ())  # the first calls compile and load
+    for hidden in ((), (64, 64, 16)):
+        repair_cost(data, given.network, given.count, given.epsilon, hidden)
+    if (data.parent / "reference").exists():
+        bound_cost(data.parent / "reference")
+    print(f"peak memory {(peak_memory() or 0) / 2**20:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
