@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Refiner,
         Verifier,
     )
+    from advrepair.core.network import load_network
     from advrepair.core.options import option
     from advrepair.core.patching import RepairedNetwork
     from advrepair.core.pipeline import Repair
@@ -65,6 +66,7 @@ _HOMES = {
         "Refiner",
         "Verifier",
     ),
+    "core.network": ("load_network",),
     "core.options": ("option",),
     "core.patching": ("RepairedNetwork",),
     "core.pipeline": ("Repair",),
@@ -107,6 +109,7 @@ __all__ = [
     "Verifier",
     "hookimpl",
     "load",
+    "load_network",
     "option",
     "repair",
 ]

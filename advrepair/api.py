@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from advrepair.core.artefacts import read_repaired
 from advrepair.core.config import Layer, resolve
 from advrepair.core.data import Dataset, make_dataset
+from advrepair.core.errors import UsageError
 from advrepair.core.inputs import clip_of
 from advrepair.core.network import as_network
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.pipeline import Progress, Repair, Run, find_problem, silent
+from advrepair.core.pipeline import Progress, Repair, Run, check_bounds, find_problem, silent
 from advrepair.core.pipeline import repair as run_repair
 from advrepair.core.registry import Registry
 
@@ -85,8 +86,11 @@ def repair(
         clip = clip_of(plan.problem)
         return make_dataset(name, x, y, known.input_shape, known.dtype, clip, known.outputs, x_adv)
 
+    if (x_test is None) != (y_test is None):
+        raise UsageError("x_test and y_test go together: give both or neither")
     data = dataset("x", x, y, x_adv)
     test = dataset("x_test", x_test, y_test) if x_test is not None else None
+    check_bounds(known, plan)
     work = Run(progress)
     problem = find_problem(known, data, plan, work, count)
     return run_repair(known, problem, plan, work, test)

@@ -290,19 +290,23 @@ def test_fact_5_the_bound_of_an_affine_patch_is_exact(seed):
 # Duties
 
 
+def faces(node):
+    """Whether an expression speaks of a face of a box."""
+    names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    names |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+    return bool(names & {"lower", "upper", "box_lower", "box_upper"})
+
+
 def compared(path):
-    """Functions in which a face of a box is compared with something, as text."""
+    """Functions in which a face of a box is compared with something."""
     found = []
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Compare) and any(
-                isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in inner.ops
-            ):
-                text = ast.unparse(inner)
-                if any(word in text for word in (".lower", ".upper", "mine")):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            for inner in ast.walk(node):
+                order = isinstance(inner, ast.Compare) and any(
+                    isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in inner.ops
+                )
+                if order and faces(inner):
                     found.append((path.name, node.name))
     return found
 

@@ -208,10 +208,12 @@ def _headline(report: Mapping[str, Any]) -> str:
     certified, total = counts["certified"], counts["total"]
     line = f"{certified} of {total} properties certified ({problem['level']})"
     if problem.get("epsilon") is not None and certified:
-        which = "the" if certified == total else "those"
-        images = "image" if certified == 1 else "images"
-        near = f"within {problem['epsilon']:g} of {which} {certified} {images}"
-        line += f"; every input {near} keeps its label"
+        one = certified == 1
+        which = "the" if certified == total else ("that" if one else "those")
+        near = (
+            f"within {problem['epsilon']:g} of {which} {certified} {'input' if one else 'inputs'}"
+        )
+        line += f"; every point {near} keeps its label"
     rest = [f"{counts[key]} {key}" for key in ("falsified", "unknown") if counts.get(key)]
     return f"{line}; {', '.join(rest)}" if rest else line
 

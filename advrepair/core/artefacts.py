@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -99,7 +100,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON with sorted keys, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -108,6 +109,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     metadata = {_HEADER: json.dumps(header, sort_keys=True)}
     ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     safetensors.torch.save_file(ready, temporary, metadata=metadata)
+    os.chmod(temporary, 0o644)  # it writes with 0600, unlike everything else here
     os.replace(temporary, path)
 
 
@@ -194,7 +196,8 @@ def write_certificate(
         properties.label.tolist(),
         repaired.patch.tolist(),
         certificate.status,
-        certificate.margin.tolist(),
+        # JSON has no infinity: null says that nothing is known.
+        [m if math.isfinite(m) else None for m in certificate.margin.tolist()],
         pieces,
         certificate.constant.tolist(),
         strict=True,

@@ -93,7 +93,9 @@ class Training:
     lr: float = option(1.0, "step length: a factor for polyak, the learning rate for adam", above=0)
     epochs: int = option(10, "epochs in a round (the paper's R)", at_least=1)
     rounds: int = option(25, "rounds, each followed by a split (the paper's M)", at_least=1)
-    split: int = option(800, "pieces split after a round, at most (the paper's K)", at_least=0)
+    split: int = option(
+        800, "pieces of each patch split after a round, at most (the paper's K)", at_least=0
+    )
     margin: float = option(0.01, "margin aimed at beyond the proof", at_least=0)
     scale: bool = option(True, "prove the least multiple of a patch that suffices")
     fallback: bool = option(True, "use a constant patch where the budget ends unproved")
@@ -125,7 +127,9 @@ class Run:
 
     seed: int = option(0, "seed of everything random", at_least=0)
     memory: float = option(2.0, "GiB that bounds in flight may take", above=0)
-    preset: str = option("default", "values laid beneath all others", choices=tuple(PRESETS))
+    preset: str = option(
+        "default", "values laid beneath the others of its source", choices=tuple(PRESETS)
+    )
 
 
 SECTIONS: dict[str, type] = {
@@ -188,15 +192,14 @@ class Configuration:
 
 
 def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
-    """Lay the layers over each other and over the preset, check, and build.
+    """Lay the layers over each other, each over the preset it names, check, and build.
 
     The plan of the result names every component, those left to a default too.
 
     Raises UsageError for an unknown section, option or component and for a bad value,
     PluginError for a component of a quarantined plugin.
     """
-    preset = build(Run, _merge(layers).get("run", {}), "run").preset
-    given = _merge([PRESETS[preset], *layers])
+    given = _merge(_with_presets(layers))
     _check_sections(registry, given)
     sections: dict[str, Any] = {
         name: build(cls, given.get(name, {}), name) for name, cls in SECTIONS.items()
@@ -211,6 +214,26 @@ def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
         for role, cls in chosen.items()
     }
     return Configuration(**sections, components=components)
+
+
+def _with_presets(layers: Sequence[Layer]) -> list[Layer]:
+    """Beneath each layer that names a preset, its values; so a later preset wins as a whole.
+
+    What another preset sets and this one does not goes back to the default.
+    """
+    plain: dict[str, dict[str, object]] = {}
+    for preset in PRESETS.values():
+        for section, options in preset.items():
+            defaults = {each.name: each.default for each in describe(SECTIONS[section])}
+            plain.setdefault(section, {}).update({name: defaults[name] for name in options})
+    result: list[Layer] = []
+    for layer in layers:
+        named = layer.get("run", {})
+        if isinstance(named, Mapping) and "preset" in named:
+            preset_name = build(Run, {"preset": named["preset"]}, "run").preset
+            result += [plain, PRESETS[preset_name]]
+        result.append(layer)
+    return result
 
 
 def _merge(layers: Sequence[Layer]) -> dict[str, dict[str, object]]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
@@ -49,6 +50,7 @@ class Run:
     progress: Progress = silent
     checkpoint: artefacts.Checkpoint | None = None
     seconds: dict[str, float] = field(factory=dict)
+    started: float = field(factory=time.perf_counter)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -100,9 +102,9 @@ def run(
     network, data, inputs = read_inputs(configuration.problem)
     if place.claim(text, force, resume):
         return reporting.read_report(folder)
-    started = time.perf_counter()
     work = Run(progress, artefacts.Checkpoint(place.partial))
     try:
+        check_bounds(network, configuration)
         problem = find_problem(
             network, data.repair, configuration, work, configuration.problem.count
         )
@@ -110,7 +112,6 @@ def run(
     except UsageError:
         place.discard()
         raise
-    result.report["seconds"]["total"] = time.perf_counter() - started
     result.report["folder"] = str(folder)
     _write(place.partial, result)
     artefacts.write_json(
@@ -149,6 +150,7 @@ def repair(
     report = reporting.report(
         repaired, problem, certificate, trained, metrics, baseline, routes, plan, run.seconds
     )
+    report["seconds"]["total"] = time.perf_counter() - run.started
     return Repair(repaired, problem, certificate, report)
 
 
@@ -254,6 +256,19 @@ def _evaluate(
             advance(1)
         routes = routing(repaired, problem)
     return metrics, baseline, routes
+
+
+def check_bounds(network: Network, plan: Configuration) -> None:
+    """Raises UsageError, before any work, if the verifiers and the network do not go together."""
+    if not plan.verifier.differentiable:
+        raise UsageError(
+            f"verifier {plan.verifier.name!r} is not differentiable and cannot train patches: "
+            "choose another --verifier"
+        )
+    if network.dtype == torch.float64 and plan.certification.level == "deployed-float32":
+        raise UsageError("the network's weights are float64: use --level deployed-float64")
+    plan.verifier.prepare(network)
+    plan.certifier.prepare(network, Rounding(plan.certification.level))  # type: ignore[arg-type]
 
 
 def _bounder(repaired: RepairedNetwork, plan: Configuration) -> Bounder:

@@ -18,7 +18,7 @@ from advrepair.core.training import Trained
 from advrepair.core.types import Status
 
 _TRIVIAL = (
-    "a constant patch, which looks at no input, reaches the same RSR, RGR and DD: these rates "
+    "a constant patch, which looks at no input, reaches the same RSR, RGR and DD{}: these rates "
     "do not show that the patches learned anything"
 )
 
@@ -91,7 +91,9 @@ def _notes(
     notes.append(_outside(plan, routes))
     trivial = baseline.get("constant-bias")
     if trivial and all(_no_better(metrics[key], trivial[key], key) for key in metrics):
-        notes.append(_TRIVIAL)
+        share = certificate.count(Status.CERTIFIED) / len(certificate.status)
+        more = (trivial["certified"] or 0.0) > share
+        notes.append(_TRIVIAL.format(" and certifies more" if more else ""))
     return notes
 
 

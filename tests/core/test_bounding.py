@@ -229,3 +229,25 @@ def test_a_certifier_without_magnitudes_is_a_broken_plugin():
     batch, *_ = a_batch(bounder, rigorous=True)
     with pytest.raises(PluginError, match="'forgetful' returned no magnitude"):
         bounder.margins(a_stack(template, 3), batch)
+
+
+def test_the_rounding_of_the_sum_itself_is_subtracted():
+    """The two parts allow for their own rounding; adding them up rounds once more."""
+    network = fully_connected(4, (3, 6, 5, 4))
+    bounder = a_bounder(network, level="deployed-float32")
+    batch, *_ = a_batch(bounder, rigorous=True)
+    stack = a_stack(bounder.template, 3)
+    alone = DeepPoly().prepare(bounder.template, Rounding("deployed-float32"))
+    margin = bounder.margins(stack, batch)
+    for i in range(6):
+        weights = {name: t[i // 2].double() for name, t in stack.items()}
+        part = slice(i, i + 1)
+        C = batch.C[part].double()
+        patch = alone(weights, batch.box[part].to(torch.float64), C, C.new_zeros(1, 4))
+        parts = (batch.rows[part] + patch).minimum_rigorous(batch.box[part])
+        x = batch.box.center[part]
+        y = network(x) + bounder.template.apply_tensors(
+            {n: t.float() for n, t in weights.items()}, x
+        )
+        rounding = 2.0**-24 * (C[0].abs() @ y[0].double().abs())
+        assert (parts[0] - margin[i] >= rounding).all()

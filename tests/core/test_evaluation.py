@@ -8,8 +8,13 @@ from torch import nn
 from advrepair.core import evaluation
 from advrepair.core.attacking import generalisation_set
 from advrepair.core.data import make_dataset
-from advrepair.core.evaluation import accuracy, rates
+from advrepair.core.evaluation import accuracy, rates, routing
+from advrepair.core.patching import attach
+from advrepair.plugins.allocators.cosine import Cosine
+from advrepair.plugins.allocators.label_pair import LabelPair
+from advrepair.plugins.allocators.none import NoAllocator
 from advrepair.plugins.attacks.pgd import Pgd
+from advrepair.plugins.indicators.untargeted_label import UntargetedLabel
 
 
 class Answers(nn.Module):
@@ -78,3 +83,21 @@ def test_a_tie_is_not_repaired():
     same = (problem.x_adv, torch.arange(6))
     found = rates(Undecided(), a_network(), problem, same, None)
     assert found == {"RSR": 0.0, "RGR": 0.0, "DD": None}
+
+
+@pytest.mark.parametrize("allocator", [NoAllocator(), LabelPair(), Cosine(top=1)])
+def test_routing_counts_what_the_allocator_alone_would_send_right(allocator):
+    network, problem = a_network(), a_problem()
+    properties = problem.properties
+    assignment = UntargetedLabel().assign(properties)
+    repaired = attach(network, properties, assignment, allocator, (), 0)
+    found = routing(repaired, problem)
+    for name, x in (("clean", properties.center), ("adversarial", problem.x_adv)):
+        gates = allocator.allocate(x, network(x), repaired.centres)
+        alone = gates.sum(1) == 1  # a patch is a label here
+        own = gates[torch.arange(6), repaired.patch]
+        assert found[name] == pytest.approx((alone & own).double().mean().item())
+    if allocator == NoAllocator():
+        assert found == {"clean": 0.0, "adversarial": 0.0}
+    if allocator == Cosine(top=1):
+        assert found == {"clean": 1.0, "adversarial": 0.0}

@@ -38,6 +38,7 @@ def a_report(metrics=RATES, baseline=None, status=None, constant=None, hidden=()
         trained,
         metrics,
         baseline or {},
+        {"clean": 1.0, "adversarial": 0.25},
         configuration,
         SECONDS,
     )
@@ -54,6 +55,7 @@ def test_every_key_of_the_promise():
         "pieces": 6,
     }
     assert found["metrics"] == RATES
+    assert found["routing"] == {"clean": 1.0, "adversarial": 0.25}
     assert {"bounds", "training", "certification", "evaluation"} <= set(found["seconds"])
     assert (found["seconds"]["training"], found["seconds"]["evaluation"]) == (3.0, 0.0)
     parameters = 6 * (6 * 5 + 5 + 5 * 4 + 4)
@@ -92,7 +94,8 @@ def test_when_all_is_well_nothing_is_lamented():
 def test_label_indicators_say_what_they_do_outside():
     for name, said in (("property-guided", False), ("targeted-label", True)):
         notes = "\n".join(a_report(indicator=name)["notes"])
-        assert ("adversarial query is routed by its wrong label" in notes) is said
+        assert ("it sees their wrong label; inside a ball the ball decides" in notes) is said
+        assert "would send 25.0% to the right patch" in notes
         assert "nothing is proved" in notes
 
 

@@ -137,6 +137,30 @@ def test_a_constant_that_is_not_proved_does_not_replace_what_was_trained():
 
 
 @frozen
+class Ignorant(DeepPoly):
+    """Does not know: b = -inf, as the contract allows."""
+
+    name: ClassVar[str] = "ignorant"
+
+    def prepare(self, network, rounding=None):
+        inner = super().prepare(network, rounding)
+
+        def bound(params, box, C, d):
+            known = inner(params, box, C, d)
+            return LinearBound(known.A, known.b - torch.inf, known.magnitude)
+
+        return bound
+
+
+# BUG: with polyak an infinite loss makes every weight NaN, and NaN is what is deployed.
+@pytest.mark.parametrize("optimiser", ["polyak", "adam"])
+def test_a_verifier_that_does_not_know_leaves_finite_weights(optimiser):
+    parts = some_parts(verifier=Ignorant())
+    run(parts, optimiser=optimiser, epochs=2, rounds=2, fallback=False)
+    assert all(torch.isfinite(t).all() for t in parts.repaired.bank.stack.values())
+
+
+@frozen
 class Counting(Refiner):
     """Notes what it is asked, and cuts the worst pieces along dimension 0."""
 
