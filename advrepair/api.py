@@ -41,10 +41,10 @@ def repair(
     y_test: ArrayLike | Tensor | None = None,
     count: int | None = None,
     input_range: Sequence[float] = (0.0, 1.0),
-    indicator: str = "property-guided",
-    verifier: str = "deeppoly",
-    preset: str = "default",
-    seed: int = 0,
+    indicator: str | None = None,
+    verifier: str | None = None,
+    preset: str | None = None,
+    seed: int | None = None,
     settings: dict[str, dict[str, Any]] | None = None,
     progress: Progress = silent,
 ) -> Repair:
@@ -60,9 +60,10 @@ def repair(
         x_test, y_test: data for the drawdown; it is not measured without them.
         count: how many to repair; all that are given or found if None.
         input_range: lowest and highest input, () for unbounded.
-        indicator, verifier, preset: names, as on the command line.
-        seed: of everything random.
-        settings: any other option: ``{"patch": {"hidden": [64, 64, 16]}}``.
+        indicator, verifier, preset: names, as on the command line, with its defaults.
+        seed: of everything random, 0 by default.
+        settings: any other option: ``{"patch": {"hidden": [64, 64, 16]}}``. The parameters
+            above win over it.
         progress: called with stage, done, total.
 
     Returns: the repaired network, its certificate and the report.
@@ -70,12 +71,15 @@ def repair(
     Raises: UsageError for what you can mend, UnsupportedNetworkError for a module that
         cannot be read or bounded, SoundnessError if an attack falsifies a proof.
     """
-    given: Layer = {
-        "problem": {"epsilon": epsilon, "input_range": list(input_range), "data": "given"},
+    given: dict[str, dict[str, Any]] = {
         "plan": {"indicator": indicator, "verifier": verifier},
-        "run": {"preset": preset, "seed": seed},
+        "run": {"seed": seed},
     }
-    layers: list[Layer] = [settings or {}, given, {"problem": {"network": type(network).__name__}}]
+    chosen = {s: {n: v for n, v in o.items() if v is not None} for s, o in given.items()}
+    asked = {"epsilon": epsilon, "input_range": list(input_range)}
+    asked |= {"data": "given", "network": type(network).__name__}
+    beneath: list[Layer] = [] if preset is None else [{"run": {"preset": preset}}]
+    layers: list[Layer] = [*beneath, settings or {}, chosen, {"problem": asked}]
     plan = resolve(Registry.load(), layers)
     shape = np.shape(x)[1:]
     known = as_network(network, None if hasattr(network, "input_shape") else shape)

@@ -40,7 +40,8 @@ def run(
     attack: Annotated[Text, _flag("NAME", "Searches for counterexamples.")] = None,
     preset: Annotated[Text, _flag("NAME", "Values beneath all others: default, paper.")] = None,
     level: Annotated[
-        Text, _flag("NAME", "Arithmetic certified: real, deployed-float32, deployed-float64.")
+        Text,
+        _flag("NAME", "Arithmetic certified: deployed, real, deployed-float32, deployed-float64."),
     ] = None,
     seed: Annotated[Text, _flag("INTEGER", "Seed of everything random.")] = None,
     config: Annotated[Text, _flag("FILE", "TOML, such as the run.toml of a run.")] = None,

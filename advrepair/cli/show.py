@@ -161,7 +161,8 @@ class LogProgress(StageProgress):
     ) -> None:
         super().__init__(clock)
         self._stream = stream or sys.stderr
-        self._written = clock()
+        self._begun = self._written = clock()
+        self._held: list[str] = []
 
     def move(self, stage: Stage) -> None:
         """Write a line when the last is old enough."""
@@ -169,10 +170,22 @@ class LogProgress(StageProgress):
         if now - self._written >= LOG_EVERY:
             self.end(_joined(stage.name, stage.count, stage.eta(now)))
 
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        super().__exit__(kind, *rest)
+        if kind is None:
+            self._write()
+
     def end(self, line: str) -> None:
-        """Write the line."""
+        """Write the line; a run that fails in its first seconds shows its error alone."""
+        self._held.append(line)
+        if self.clock() - self._begun >= LOG_EVERY:
+            self._write()
+
+    def _write(self) -> None:
         self._written = self.clock()
-        print(line, file=self._stream, flush=True)
+        for line in self._held:
+            print(line, file=self._stream, flush=True)
+        self._held.clear()
 
 
 def _joined(*parts: str) -> str:
@@ -208,12 +221,10 @@ def _headline(report: Mapping[str, Any]) -> str:
     certified, total = counts["certified"], counts["total"]
     line = f"{certified} of {total} properties certified ({problem['level']})"
     if problem.get("epsilon") is not None and certified:
-        one = certified == 1
-        which = "the" if certified == total else ("that" if one else "those")
-        near = (
-            f"within {problem['epsilon']:g} of {which} {certified} {'input' if one else 'inputs'}"
-        )
-        line += f"; every point {near} keeps its label"
+        which = "the" if certified == total else ("that" if certified == 1 else "those")
+        centres = f"{certified} centre" + ("" if certified == 1 else "s")
+        near = f"within {problem['epsilon']:g} of {which} {centres}"
+        line += f"; every input {near} keeps its label"
     rest = [f"{counts[key]} {key}" for key in ("falsified", "unknown") if counts.get(key)]
     return f"{line}; {', '.join(rest)}" if rest else line
 

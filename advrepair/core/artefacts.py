@@ -14,7 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from attrs import define
+from attrs import define, field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -35,60 +35,76 @@ class Folder:
     """One run folder; ``partial`` beside it holds the work until it is complete."""
 
     path: Path
+    # Folders above that were made for this run, innermost first.
+    made: list[Path] = field(factory=list)
 
     @property
     def partial(self) -> Path:
         """Where the work is kept until the run is complete."""
         return self.path.with_name(self.path.name + ".partial")
 
+    @property
+    def old(self) -> Path:
+        """Where a run that is replaced is kept for the moment of the change."""
+        return self.path.with_name(self.path.name + ".old")
+
     def claim(self, configuration: str, force: bool, resume: bool) -> bool:
         """Prepare to write; True if the folder already holds this very run, complete.
 
         configuration: text of run.toml. Raises UsageError if there is a run and neither
-        force nor resume is asked for, if the path is no folder of a run, or if what is to
-        be resumed was configured differently.
+        force nor resume is asked for, if a path that is needed holds no run of ours or
+        cannot be written, or if what is to be resumed was configured differently.
         """
-        for place in (self.path, self.partial):
-            if not place.exists() or force:
-                continue
-            if not (place / "run.toml").exists():
-                raise UsageError(f"{place} exists and is no run folder: choose another --out")
-            if not resume:
-                what = "a run" if place == self.path else "an interrupted run"
-                raise UsageError(f"{place} holds {what}: use --force, --resume or another --out")
-            if (place / "run.toml").read_text(encoding="utf-8") != configuration:
-                raise UsageError(
-                    f"{place} was configured differently: resume it with --config "
-                    f"{place / 'run.toml'}, or replace it with --force"
-                )
-        if self.path.exists() and not force:
-            return True
-        self._start(configuration, force)
+        if self.path.name in ("", ".."):
+            raise UsageError(f"{self.path} is no name for a run folder: choose another --out")
+        try:
+            for place in (self.path, self.partial, self.old):
+                if place.exists() and not (place / "run.toml").exists():
+                    raise UsageError(f"{place} exists and is no run folder: choose another --out")
+            for place in (self.path, self.partial):
+                if place.exists() and not force:
+                    self._resumable(place, configuration, resume)
+            if self.path.exists() and not force:
+                return True
+            self._start(configuration, force)
+        except OSError as error:
+            self.discard()
+            raise UsageError(f"cannot write to {self.partial}: {error.strerror}") from None
         return False
 
+    def _resumable(self, place: Path, configuration: str, resume: bool) -> None:
+        if not resume:
+            what = "a run" if place == self.path else "an interrupted run"
+            raise UsageError(f"{place} holds {what}: use --force, --resume or another --out")
+        if (place / "run.toml").read_text(encoding="utf-8") != configuration:
+            raise UsageError(
+                f"{place} was configured differently: resume it with --config "
+                f"{place / 'run.toml'}, or replace it with --force"
+            )
+
     def _start(self, configuration: str, force: bool) -> None:
-        if force and self.path.exists() and not (self.path / "run.toml").exists():
-            raise UsageError(f"{self.path} exists and is no run folder: choose another --out")
         if force and self.partial.exists():
             shutil.rmtree(self.partial)
-        try:
-            self.partial.mkdir(parents=True, exist_ok=True)
-            write_text(self.partial / "run.toml", configuration)
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.partial}: {error.strerror}") from None
+        self.made = [above for above in self.partial.parents if not above.exists()]
+        self.partial.mkdir(parents=True, exist_ok=True)
+        write_text(self.partial / "run.toml", configuration)
 
     def publish(self) -> None:
         """Put the complete run in its place, in one step."""
-        old = self.path.with_name(self.path.name + ".old")
+        if self.old.exists():  # left by a run that was killed right here
+            shutil.rmtree(self.old)
         if self.path.exists():
-            os.rename(self.path, old)
+            os.rename(self.path, self.old)
         os.rename(self.partial, self.path)
-        if old.exists():
-            shutil.rmtree(old)
+        if self.old.exists():
+            shutil.rmtree(self.old)
 
     def discard(self) -> None:
         """Leave nothing behind."""
         shutil.rmtree(self.partial, ignore_errors=True)
+        for above in self.made:
+            if above.exists() and not any(above.iterdir()):
+                above.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

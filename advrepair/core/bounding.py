@@ -8,7 +8,7 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from advrepair.core.errors import PluginError
+from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.patching import Stack
@@ -16,7 +16,8 @@ from advrepair.core.rounding import Rounding, above
 from advrepair.core.types import Box, LinearBound, dot
 
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
-_FEW = 4  # boxes at least, where the memory allows: one at a time is slow for other reasons
+_FEW = 4  # boxes at least, unless they are large: one at a time is slow for other reasons
+_LARGE_BYTES = 2**30
 
 
 def bytes_per_box(network: Network, rows: int) -> int:
@@ -33,13 +34,25 @@ def bytes_per_box(network: Network, rows: int) -> int:
 
 
 def chunks(count: int, each: int, memory: int) -> list[Tensor]:
-    """Index ranges of 0..count-1 near the size of the cache, at most the memory.
+    """Index ranges of 0..count-1 near the size of the cache.
 
     The last bits of a result may depend on the chunk it was computed in. So the size follows
-    from the shapes alone; the memory decides only where it does not hold such a chunk.
+    from the shapes alone, and never from the memory at hand.
+    Raises UsageError if the memory does not hold a chunk.
     """
-    most = max(1, min(memory // max(1, each), max(_FEW, _CACHE_BYTES // max(1, each))))
-    return list(torch.arange(count).split(most))
+    each = max(1, each)
+    most = max(1, _CACHE_BYTES // each, min(_FEW, _LARGE_BYTES // each))
+    return list(torch.arange(count).split(fitting(min(most, max(1, count)), each, memory)))
+
+
+def fitting(most: int, each: int, memory: int) -> int:
+    """The number itself; raises UsageError if so many do not fit the memory, in bytes."""
+    if most * each > memory:
+        raise UsageError(
+            f"run.memory is {memory / 2**30:.3g} GiB: this network needs "
+            f"{most * each / 2**30:.3g} GiB at a time; raise it"
+        )
+    return most
 
 
 def padded(index: Tensor, length: int) -> Tensor:

@@ -106,9 +106,9 @@ class Certification:
     """What is certified, and how hard it is tested."""
 
     level: str = option(
-        "deployed-float32",
-        "arithmetic for which the certificate holds",
-        choices=("real", "deployed-float32", "deployed-float64"),
+        "deployed",
+        "arithmetic for which the certificate holds; deployed: that of the network's weights",
+        choices=("deployed", "real", "deployed-float32", "deployed-float64"),
     )
     attack: bool = option(True, "attack the certified boxes too")
 
@@ -125,7 +125,7 @@ class Evaluation:
 class Run:
     """How the run is done."""
 
-    seed: int = option(0, "seed of everything random", at_least=0)
+    seed: int = option(0, "seed of everything random", at_least=0, at_most=2**52)
     memory: float = option(2.0, "GiB that bounds in flight may take", above=0)
     preset: str = option(
         "default", "values laid beneath the others of its source", choices=tuple(PRESETS)

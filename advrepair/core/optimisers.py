@@ -36,7 +36,9 @@ class Polyak:
     def step(self, stack: Stack, gradient: Stack, loss: Tensor) -> Stack:
         """See :class:`Optimiser`."""
         square = sum(g.flatten(1).square().sum(1) for g in gradient.values())
-        rate = self.lr * loss.to(square.dtype) / square.clamp(min=1e-30)  # type: ignore[union-attr]
+        # A verifier that knows nothing gives an infinite loss, which is no direction.
+        length = loss.to(square.dtype).nan_to_num(0.0, 0.0, 0.0)  # type: ignore[union-attr]
+        rate = self.lr * length / square.clamp(min=1e-30)  # type: ignore[union-attr]
         return {n: t - gradient[n] * rate.view(-1, *[1] * (t.dim() - 1)) for n, t in stack.items()}
 
     def keep(self, stay: Tensor) -> None:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from advrepair.core.attacking import (
     generalisation_set,
     given_counterexamples,
 )
-from advrepair.core.bounding import Bounder
+from advrepair.core.bounding import Bounder, bytes_per_box, chunks
 from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
 from advrepair.core.constant import constant_bank
@@ -265,10 +264,9 @@ def check_bounds(network: Network, plan: Configuration) -> None:
             f"verifier {plan.verifier.name!r} is not differentiable and cannot train patches: "
             "choose another --verifier"
         )
-    if network.dtype == torch.float64 and plan.certification.level == "deployed-float32":
-        raise UsageError("the network's weights are float64: use --level deployed-float64")
     plan.verifier.prepare(network)
-    plan.certifier.prepare(network, Rounding(plan.certification.level))  # type: ignore[arg-type]
+    plan.certifier.prepare(network, _rounding(network, plan))
+    chunks(1, bytes_per_box(network, network.outputs), _memory(plan))
 
 
 def _bounder(repaired: RepairedNetwork, plan: Configuration) -> Bounder:
@@ -277,9 +275,21 @@ def _bounder(repaired: RepairedNetwork, plan: Configuration) -> Bounder:
         repaired.bank.template,
         plan.verifier,
         plan.certifier,
-        Rounding(plan.certification.level),  # type: ignore[arg-type]
-        int(plan.run.memory * 2**30),
+        _rounding(repaired.base, plan),
+        _memory(plan),
     )
+
+
+def _memory(plan: Configuration) -> int:
+    return int(plan.run.memory * 2**30)
+
+
+def _rounding(network: Network, plan: Configuration) -> Rounding:
+    """The arithmetic of the claim; raises UsageError if the weights do not fit into it."""
+    level, own = plan.certification.level, str(network.dtype).removeprefix("torch.")
+    if level == "deployed-float32" and own != "float32":
+        raise UsageError(f"the network's weights are {own}: use --level deployed-{own}")
+    return Rounding(f"deployed-{own}" if level == "deployed" else level)  # type: ignore[arg-type]
 
 
 def _write(path: Path, result: Repair) -> None:

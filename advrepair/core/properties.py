@@ -27,6 +27,8 @@ def robustness(
     target: [P], the class most likely to win instead; -1 or None if not known.
     Raises UsageError for a label outside 0..K-1.
     """
+    if outputs < 2:
+        raise UsageError("the network has one output: a label needs at least two")
     if len(label) and not (int(label.min()) >= 0 and int(label.max()) < outputs):
         raise UsageError(f"labels must lie in 0..{outputs - 1}, found {int(label.max())}")
     count, rows = len(x), outputs - 1

@@ -9,7 +9,7 @@ from attrs import define, frozen
 from torch import Tensor
 
 from advrepair.core import config
-from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.bounding import Batch, Bounder, fitting
 from advrepair.core.constant import constant_patches, proved_patches
 from advrepair.core.graph import size
 from advrepair.core.interfaces import Refiner
@@ -87,7 +87,7 @@ def train(
 
 
 def patch_chunks(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> list[Tensor]:
-    """Patches that train together, [q] each: as many as pay, or as fit the memory.
+    """Patches that train together, [q] each: as many as pay.
 
     As in :func:`~advrepair.core.bounding.chunks`, the chunks follow from the problem alone.
     """
@@ -97,8 +97,9 @@ def patch_chunks(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder
     boxes = -(-len(worklist.properties) // len(repaired.bank))
     array = 4 * inputs * boxes * max(rows, widest)
     each = 4 * 12 * template.parameters_count + 16 * array
-    most = max(1, min(bounder.memory // each, _CACHE_BYTES // array, _PATCHES_AT_ONCE))
-    return list(worklist.order.split(most))
+    most = max(1, min(_CACHE_BYTES // array, _PATCHES_AT_ONCE))
+    most = min(most, len(repaired.bank))
+    return list(worklist.order.split(fitting(most, each, bounder.memory)))
 
 
 def _train_chunk(

@@ -225,7 +225,9 @@ def group_margin(margin: Tensor, group: Tensor) -> Tensor:
     margin: [P,M]. group: [P,M], the group of each row from 0, or -1 for padding.
     Returns [P,G]; a group that a property does not have is +inf.
     """
-    count = int(group.max()) + 1
+    count = int(group.max()) + 1 if group.numel() else 0
+    if not count:
+        return margin
     if group.shape[1] == count and bool((group == torch.arange(count)).all()):
         return margin
     column = torch.where(group < 0, count, group)

@@ -90,7 +90,6 @@ def test_an_unknown_operator_is_named_by_its_node(folder, refused):
     refused("'extra0'", network="bad.onnx")
 
 
-# BUG: the network is refused only after the attack: its line is on stderr too.
 def test_an_operator_that_the_verifier_cannot_bound_is_named_by_its_node(folder, refused):
     write_onnx(folder / "bad.onnx", fully_connected(3, (6, 12, 12, 4)), extra=("Sigmoid",))
     refused("'extra0' (sigmoid) has no rule in verifier 'deeppoly'", network="bad.onnx")

@@ -55,7 +55,7 @@ def _printed(function, *arguments, width=None, terminal=False, encoding=None):
 def test_the_report():
     text = _printed(show.print_report, _report())
     assert text.startswith(
-        "50 of 50 properties certified (deployed-float32); every input within 0.1 of the 50 images"
+        "50 of 50 properties certified (deployed-float32); every input within 0.1 of the 50 centres"
     )
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
     assert rows["repair"] == ["50/50", "100.0", "%", "99.8", "%", "-0.2", "%"]
@@ -73,7 +73,7 @@ def test_what_is_not_certified_is_said():
     counts = {"total": 50, "certified": 47, "falsified": 1, "unknown": 2, "constant": 0}
     text = " ".join(_printed(show.print_report, _report(properties=counts)).split())
     assert text.startswith("47 of 50 properties certified")
-    assert "of those 47 images keeps its label; 1 falsified, 2 unknown" in text
+    assert "of those 47 centres keeps its label; 1 falsified, 2 unknown" in text
 
 
 def test_nothing_certified_promises_nothing():

@@ -21,11 +21,12 @@ from problems import (
     write_inputs,
 )
 
-from advrepair.api import load
+from advrepair.api import load, repair
 from advrepair.core import pipeline
 from advrepair.core.artefacts import file_digest
 from advrepair.core.config import read_toml, resolve
 from advrepair.core.errors import UsageError
+from advrepair.core.graph import Network
 from advrepair.core.interfaces import Attack
 
 FILES = sorted([*BYTES, "manifest.json", "report.json", "run.toml"])
@@ -206,15 +207,15 @@ def test_an_error_of_the_user_does_not_touch_the_run_that_was_there(run, tmp_pat
     assert bytes_of(tmp_path / "out") == before
 
 
-def test_a_float64_network_stays_one(tmp_path, registry):
+def test_a_float64_network_stays_one(tmp_path):
     network = a_network()
-    from advrepair.core.graph import Network
-
-    double = Network(network.operations, {n: t.double() for n, t in network.tensors.items()}, (6,))
-    from advrepair.api import repair
-
+    tensors = {name: t.double() for name, t in network.tensors.items()}
+    double = Network(network.operations, tensors, (6,))
     x, y = some_data()
-    result = repair(double, x.double(), y, epsilon=0.1, count=4)
+    with pytest.raises(UsageError, match="float64: use --level deployed-float64"):
+        repair(double, x.double(), y, epsilon=0.1, count=4)
+    level = {"certification": {"level": "deployed-float64"}}
+    result = repair(double, x.double(), y, epsilon=0.1, count=4, settings=level)
     assert result.network(x.double()).dtype == torch.float64
     assert result.report["properties"]["certified"] == 4
     result.save(tmp_path / "out")
