@@ -83,8 +83,6 @@ def test_given_counterexamples_and_test_data():
     assert result.report["metrics"]["DD"] is not None
 
 
-# BUG: the default of the parameter preset lies above settings and takes back what any preset
-# sets: patch.hidden is () here, silently.
 def test_options_reach_their_place():
     result = repair(
         epsilon="8/255",
@@ -105,8 +103,6 @@ def test_a_preset():
     assert "linear3.weight" in repair(preset="paper").network.bank.stack
 
 
-# BUG: parameters that were not given win over settings, silently: the verifier here is
-# deeppoly, the seed 0 and the preset default.
 @pytest.mark.parametrize(
     ("settings", "key", "value"),
     [

@@ -135,7 +135,7 @@ WRONG = {
     "count": (["--count", "0"], "problem.count is '0': it must be an integer, at least 1"),
     "range": (["--input-range", "1,0"], "problem.input_range is [1.0, 0.0]"),
     "seed": (["--seed", "1.5"], "run.seed is '1.5'"),
-    "level": (["--level", "float"], "one of real, deployed-float32, deployed-float64"),
+    "level": (["--level", "float"], "one of deployed, real, deployed-float32, deployed-float64"),
     "preset": (["--preset", "papr"], "run.preset is 'papr'"),
     "verifier": (["--verifier", "deepoly"], "unknown verifier 'deepoly': did you mean 'deeppoly'"),
     "refiner": (["--refiner", "wide"], "unknown refiner 'wide': did you mean 'widest'?"),

@@ -71,7 +71,6 @@ def test_a_new_folder_is_claimed_beside_its_place(folder, tmp_path):
         ("file", {"resume": True}, "is no run folder"),
         ("foreign partial", {}, "run.partial exists and is no run folder"),
         ("foreign partial", {"resume": True}, "run.partial exists and is no run folder"),
-        # BUG: --force removes a folder <out>.partial that is not ours, and all that is in it.
         ("foreign partial", {"force": True}, "run.partial exists and is no run folder"),
     ],
 )

@@ -75,15 +75,12 @@ def test_none_at_all_is_an_error_too():
         find(x, y, None, epsilon=1e-6)
 
 
-# BUG: a chunk of inputs of which not one is classified correctly ends in
-# RuntimeError "max(): Expected reduction dim" (core.types.group_margin of no property).
 def test_labels_that_are_all_wrong_are_told():
     x, y = some_data()
     with pytest.raises(UsageError, match=r"finds 0 .* among the 0 correctly classified"):
         find(x, (y + 1) % 4, 5)
 
 
-# BUG: as above.
 def test_a_chunk_without_a_correct_input_is_passed_over(monkeypatch):
     monkeypatch.setattr(attacking, "_AT_ONCE", 10)
     x, y = some_data()

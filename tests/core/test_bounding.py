@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from advrepair.core import bounding
 from advrepair.core.bounding import Batch, Bounder, chunks
-from advrepair.core.errors import PluginError
+from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.graph import INPUT, Network, Operation
 from advrepair.core.interfaces import Verifier
 from advrepair.core.patching import patch_template
@@ -75,11 +75,22 @@ def joint(network, template, stack, index):
     return Network(operations, tensors, network.input_shape)
 
 
-@given(st.integers(0, 300), st.integers(0, 200), st.integers(0, 10_000))
-def test_chunks_cover_the_range_in_order(count, each, memory):
-    parts = chunks(count, each, memory)
+@given(st.integers(0, 300), st.integers(0, 2**28))
+def test_chunks_cover_the_range_in_order(count, each):
+    parts = chunks(count, each, 2**40)
     assert torch.equal(torch.cat(parts), torch.arange(count))
-    assert all(len(part) * max(1, each) <= max(memory, max(1, each)) for part in parts)
+    assert len({len(part) for part in parts[:-1]}) <= 1
+
+
+@given(st.integers(1, 300), st.integers(1, 2**28), st.integers(1, 2**30))
+def test_chunks_follow_from_the_shapes_or_are_refused(count, each, memory):
+    free = chunks(count, each, 2**40)
+    if len(free[0]) * each <= memory:
+        found = chunks(count, each, memory)
+        assert [len(part) for part in found] == [len(part) for part in free]
+    else:
+        with pytest.raises(UsageError, match=r"run\.memory is .* raise it"):
+            chunks(count, each, memory)
 
 
 @pytest.mark.parametrize("verifier", VERIFIERS)
@@ -143,7 +154,9 @@ def test_chunking_the_base_changes_nothing(rigorous, monkeypatch):
     box = some_boxes(network, 18, 0)
     C, d = random_specification(18, 4, 4, 0)
     whole = a_bounder(network).base(box, C, d, rigorous)
-    small = a_bounder(network, memory=1).base(box, C, d, rigorous)
+    monkeypatch.setattr(bounding, "_FEW", 1)
+    monkeypatch.setattr(bounding, "_CACHE_BYTES", 1)
+    small = a_bounder(network).base(box, C, d, rigorous)
     monkeypatch.setattr(bounding, "_CACHE_BYTES", 5000)
     some = a_bounder(network).base(box, C, d, rigorous)
     for other in (small, some):

@@ -7,6 +7,7 @@ import torch
 from attrs import frozen
 from problems import a_network, a_problem, some_data, some_parts, the_balls
 
+from advrepair.core import training
 from advrepair.core.attacking import Problem
 from advrepair.core.certification import certify, constant_patches, piece_margins
 from advrepair.core.constant import constant_patches as constants
@@ -71,9 +72,10 @@ def test_a_property_is_as_good_as_its_worst_piece():
     assert found.status == (Status.CERTIFIED,) * 6
 
 
-@pytest.mark.parametrize("memory", [1, 2**31])
-def test_margins_of_pieces_do_not_depend_on_memory(memory):
-    parts = some_parts(memory=memory, hidden=(4,))
+@pytest.mark.parametrize("at_once", [1, 64])
+def test_margins_of_pieces_do_not_depend_on_chunks(at_once, monkeypatch):
+    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", at_once)
+    parts = some_parts(hidden=(4,))
     parts.worklist.split(SplitPlan(torch.tensor([3]), torch.tensor([0])), parts.bounder)
     margin = piece_margins(parts.repaired, parts.worklist, parts.bounder)
     for piece in range(7):

@@ -232,7 +232,7 @@ def test_what_one_section_cannot_say_is_not_written(registry):
         ({"problem": {"input_range": [1, 0]}}, r"^problem.input_range is \[1.0, 0.0\]"),
         ({"problem": {"network": "a.onnx"}}, r"^problem.data is empty"),
         ({"run": {"preset": "papr"}}, r"^run.preset is 'papr': it must be one of default, paper"),
-        ({"certification": {"level": "float"}}, r"must be one of real, deployed-float32"),
+        ({"certification": {"level": "float"}}, r"must be one of deployed, real, deployed-float32"),
         ({"plan": {"verifier": "deepoly"}}, r"^unknown verifier 'deepoly': did you mean 'deepp"),
         ({"plan": {"certifier": "loose"}}, r"^plan.certifier is 'loose', which is not rigorous"),
         ({"epsilon": 0.1}, r"^option 'epsilon' stands in no section"),

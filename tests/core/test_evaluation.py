@@ -48,8 +48,6 @@ def test_each_rate_is_a_share_of_its_own_points():
     assert found["DD"] is None
 
 
-# BUG: an empty set of further counterexamples ends in RuntimeError "max(): Expected reduction
-# dim" (core.types.group_margin of no property), also at the end of a whole run.
 def test_no_points_no_rate():
     network, problem = a_network(), a_problem()
     nothing = (problem.x_adv[:0], torch.arange(0))
