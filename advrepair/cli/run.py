@@ -113,6 +113,7 @@ def _repair(
 ) -> dict[str, Any]:
     """Resolve what the user said, run it, and print the result."""
     from advrepair.cli import show
+    from advrepair.cli.progress import progress as follow
     from advrepair.core.config import parse_setting, read_toml, resolve
     from advrepair.core.registry import Registry
 
@@ -127,7 +128,7 @@ def _repair(
     from advrepair.core.memory import keep_freed_memory
 
     keep_freed_memory()
-    with show.progress(silent=as_json) as progress:
+    with follow(silent=as_json) as progress:
         report = pipeline.run(configuration, registry, folder, progress, force=force, resume=resume)
     if as_json:
         print(json.dumps(report, indent=2))

@@ -30,14 +30,15 @@ def constant_patches(patches: Tensor, worklist: Worklist, bounder: Bounder) -> t
     label = worklist.properties.label[worklist.owner]
     labels = [label[index].unique() for index in worklist.pieces_of(patches)]
     slack = torch.full((q,), 1e-3, dtype=torch.float64)
+    parts, C = [slice(i * pieces, (i + 1) * pieces) for i in range(q)], batch.C.double()
     for _ in range(_ATTEMPTS):
         need = (slack.repeat_interleave(pieces)[:, None] - margin).clamp(min=0)
         value = torch.stack(
             [
-                _one_label(need[i * pieces : (i + 1) * pieces], int(labels[i]), bounder)
+                _one_label(need[part], int(labels[i]), bounder)
                 if len(labels[i]) == 1 and int(labels[i]) >= 0
-                else _projected(batch, margin, slack[i], i * pieces, (i + 1) * pieces)
-                for i in range(q)
+                else _projected(margin[part], C[part], batch.group[part], slack[i])
+                for i, part in enumerate(parts)
             ]
         )
         stack = constant_stack(bounder.template, value)
@@ -78,24 +79,24 @@ def _one_label(need: Tensor, label: int, bounder: Bounder) -> Tensor:
     return value
 
 
-def _projected(batch, margin: Tensor, slack: Tensor, first: int, last: int) -> Tensor:  # type: ignore[no-untyped-def]
-    """A constant for any specification, by relaxed projections on the most violated row.
+def _projected(margin: Tensor, C: Tensor, group: Tensor, slack: Tensor) -> Tensor:
+    """A constant for any specification, by relaxed projections on the most violated row: [K].
 
-    Kaczmarz's method (Agmon, 10.4153/CJM-1954-037-2) on C v >= slack - margin, one row a
-    group; it ends at a solution where there is one for these rows, otherwise it is not proved.
+    Agmon's method (10.4153/CJM-1954-037-2) on C v >= slack - margin, one row a group; where
+    it does not end at a solution, the constant is simply not proved.
+
+    margin, group: [B,M]. C: [B,M,K].
     """
-    C, group = batch.C[first:last].double(), batch.group[first:last]
     value = margin.new_zeros(C.shape[2])
     for _ in range(_PROJECTIONS):
-        rows = margin[first:last] + C @ value
+        rows = margin + C @ value
         groups = group_margin(rows, group)
         piece = int(groups.min(1).values.argmin())
         which = int(groups[piece].argmin())
         lack = slack - groups[piece, which]
         if not bool(lack > 0) or not bool(torch.isfinite(lack)):
             break
-        inside = group[piece] == which if int(group.max()) >= 0 else group[piece] >= 0
-        row = int(torch.where(inside, rows[piece], -torch.inf).argmax())
+        row = int(torch.where(group[piece] == which, rows[piece], -torch.inf).argmax())
         direction = C[piece, row]
         value = value + 1.5 * lack / direction.square().sum().clamp(min=1e-30) * direction
     return value
