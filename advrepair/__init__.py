@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advrepair.api import load, repair
+    from advrepair.core.box import Box
     from advrepair.core.errors import (
         AdvrepairError,
         PluginError,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from advrepair.core.rounding import Rounding
     from advrepair.core.types import (
         Assignment,
-        Box,
         Centres,
         LinearBound,
         PropertySet,
@@ -71,9 +71,9 @@ _HOMES = {
     "core.patching": ("RepairedNetwork",),
     "core.pipeline": ("Repair",),
     "core.rounding": ("Rounding",),
+    "core.box": ("Box",),
     "core.types": (
         "Assignment",
-        "Box",
         "Centres",
         "LinearBound",
         "PropertySet",

@@ -313,17 +313,17 @@ def compared(path):
 
 def test_duty_1_there_is_one_membership_test():
     allowed = {
-        ("types.py", "checked"),  # an inverted box
-        ("types.py", "holds"),
-        ("types.py", "meets"),
-        ("types.py", "to"),  # precisions
+        ("box.py", "checked"),  # an inverted box
+        ("box.py", "holds"),
+        ("box.py", "meets"),
+        ("box.py", "to"),  # precisions
     }
     paths = [*(ROOT / "core").glob("*.py"), *(ROOT / "cli").glob("*.py"), ROOT / "api.py"]
     for kind in ("allocators", "attacks", "indicators"):
         paths += (ROOT / "plugins" / kind).glob("*.py")
     found = {where for path in paths for where in compared(path)}
     assert found <= allowed, found - allowed
-    assert {("types.py", "holds"), ("types.py", "meets")} <= found
+    assert {("box.py", "holds"), ("box.py", "meets")} <= found
 
 
 @given(st.integers(0, 2**31), st.floats(1e-4, 0.4))

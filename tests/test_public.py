@@ -15,6 +15,7 @@ ROOT = Path(advrepair.__file__).parent
 ORDER = [
     "errors",
     "rounding",
+    "box",
     "types",
     "options",
     "graph",
@@ -49,7 +50,7 @@ ORDER = [
     "reporting",
     "pipeline",
 ]
-FOR_PLUGINS = {"interfaces", "types", "options", "hookspecs", "errors", "graph", "rounding"}
+FOR_PLUGINS = {"interfaces", "box", "types", "options", "hookspecs", "errors", "graph", "rounding"}
 CORE = sorted(path.stem for path in (ROOT / "core").glob("*.py") if path.stem != "__init__")
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 

@@ -18,13 +18,14 @@ from attrs import define, field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.certification import Certificate
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network
 from advrepair.core.options import build, values
 from advrepair.core.patching import PatchBank, RepairedNetwork
 from advrepair.core.registry import Registry
-from advrepair.core.types import Assignment, Box, Centres, PropertySet
+from advrepair.core.types import Assignment, Centres, PropertySet
 
 FORMAT = 1
 _HEADER = "advrepair"  # one metadata key: safetensors writes several in random order

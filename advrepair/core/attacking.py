@@ -8,12 +8,13 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from advrepair.core.box import Box
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network
 from advrepair.core.interfaces import Attack
 from advrepair.core.properties import robustness
-from advrepair.core.types import Box, PropertySet
+from advrepair.core.types import PropertySet
 
 _AT_ONCE = 256
 Advance = Callable[[int], None]

@@ -8,12 +8,13 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
+from advrepair.core.box import Box, dot
 from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.patching import Stack
 from advrepair.core.rounding import Rounding, above
-from advrepair.core.types import Box, LinearBound, dot
+from advrepair.core.types import LinearBound
 
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
 _FEW = 4  # boxes at least, unless they are large: one at a time is slow for other reasons
@@ -31,6 +32,17 @@ def bytes_per_box(network: Network, rows: int) -> int:
             most, relus = max(most, units * widest), relus + 1
         widest = max(widest, size(op.shape))
     return 3 * 8 * most
+
+
+def bytes_of_rows(template: Network, rows: int, boxes: int) -> int:
+    """The largest array of one patch in training: its rows over the input, in bytes."""
+    widest = max((2 * size(op.shape) for op in template.operations if op.kind == "relu"), default=0)
+    return 4 * size(template.input_shape) * boxes * max(rows, widest)
+
+
+def bytes_per_patch(template: Network, rows: int, boxes: int) -> int:
+    """Working memory of training one patch on so many boxes, in bytes (an estimate)."""
+    return 4 * 12 * template.parameters_count + 16 * bytes_of_rows(template, rows, boxes)
 
 
 def chunks(count: int, each: int, memory: int) -> list[Tensor]:

@@ -118,7 +118,6 @@ class Evaluation:
     """What is measured beside the proof."""
 
     samples: int = option(10, "adversarial examples a ball for RGR", at_least=1)
-    baseline: bool = option(True, "measure the constant-bias repair beside the result")
 
 
 @attrs.frozen
@@ -126,7 +125,7 @@ class Run:
     """How the run is done."""
 
     seed: int = option(0, "seed of everything random", at_least=0, at_most=2**52)
-    memory: float = option(2.0, "GiB that bounds in flight may take", above=0)
+    memory: float = option(2.0, "GiB that bounds in flight may take", above=0, at_most=2**20)
     preset: str = option(
         "default", "values laid beneath the others of its source", choices=tuple(PRESETS)
     )

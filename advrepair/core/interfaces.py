@@ -15,9 +15,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from advrepair.core.box import Box
 from advrepair.core.graph import Network
 from advrepair.core.rounding import Rounding
-from advrepair.core.types import Assignment, Box, Centres, LinearBound, PropertySet, SplitPlan
+from advrepair.core.types import Assignment, Centres, LinearBound, PropertySet, SplitPlan
 
 
 class Component(ABC):

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from advrepair.core.box import Box
 from advrepair.core.graph import INPUT, Network, Operation, size
 from advrepair.core.interfaces import Allocator
-from advrepair.core.types import Assignment, Box, Centres, PropertySet
+from advrepair.core.types import Assignment, Centres, PropertySet
 
 Stack = dict[str, Tensor]  # weights of several patches: name -> [Q, ...]
 _CHUNK_BYTES = 2**26  # of stacked weights in flight

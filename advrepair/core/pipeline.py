@@ -19,7 +19,7 @@ from advrepair.core.attacking import (
     generalisation_set,
     given_counterexamples,
 )
-from advrepair.core.bounding import Bounder, bytes_per_box, chunks
+from advrepair.core.bounding import Bounder, bytes_per_box, bytes_per_patch, chunks, fitting
 from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
 from advrepair.core.constant import constant_bank
@@ -28,7 +28,7 @@ from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Rates, rates, routing
 from advrepair.core.graph import Network
 from advrepair.core.inputs import clip_of, read_inputs
-from advrepair.core.patching import RepairedNetwork, attach
+from advrepair.core.patching import RepairedNetwork, attach, patch_template
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
@@ -234,25 +234,25 @@ def _evaluate(
 ) -> tuple[Rates, dict[str, Rates], Rates]:
     """Rates of the repair, and of the two repairs that cost nothing."""
     asked, base = plan.evaluation, repaired.base
-    steps = len(problem.properties) * asked.samples + (2 if asked.baseline else 1)
+    steps = len(problem.properties) * asked.samples + 2
     with run.stage("evaluation", steps) as advance:
         unseen = generalisation_set(
             base, problem, plan.attack, asked.samples, plan.run.seed, advance
         )
         metrics = rates(repaired, base, problem, unseen, test)
         advance(1)
+        # Every ball has a counterexample for the network as it was.
         nothing: Rates = {"certified": 0.0}
         baseline = {"none": nothing | rates(base, base, problem, unseen, None)}
         baseline["none"]["DD"] = None if test is None else 0.0
-        if asked.baseline:
-            bank, proved = constant_bank(worklist, bounder)
-            trivial = RepairedNetwork(
-                base, bank, repaired.box, repaired.assignment, repaired.centres, plan.allocator
-            )
-            share = proved[repaired.patch].double().mean().item()
-            certified: Rates = {"certified": share}
-            baseline["constant-bias"] = certified | rates(trivial, base, problem, unseen, test)
-            advance(1)
+        bank, proved = constant_bank(worklist, bounder)
+        trivial = RepairedNetwork(
+            base, bank, repaired.box, repaired.assignment, repaired.centres, plan.allocator
+        )
+        share = proved[repaired.patch].double().mean().item()
+        certified: Rates = {"certified": share}
+        baseline["constant-bias"] = certified | rates(trivial, base, problem, unseen, test)
+        advance(1)
         routes = routing(repaired, problem)
     return metrics, baseline, routes
 
@@ -266,7 +266,9 @@ def check_bounds(network: Network, plan: Configuration) -> None:
         )
     plan.verifier.prepare(network)
     plan.certifier.prepare(network, _rounding(network, plan))
-    chunks(1, bytes_per_box(network, network.outputs), _memory(plan))
+    rows, memory = network.outputs - 1, int(plan.run.memory * 2**30)
+    chunks(1, bytes_per_box(network, rows), memory)
+    fitting(1, bytes_per_patch(patch_template(network, plan.patch.hidden), rows, 1), memory)
 
 
 def _bounder(repaired: RepairedNetwork, plan: Configuration) -> Bounder:
@@ -276,12 +278,8 @@ def _bounder(repaired: RepairedNetwork, plan: Configuration) -> Bounder:
         plan.verifier,
         plan.certifier,
         _rounding(repaired.base, plan),
-        _memory(plan),
+        int(plan.run.memory * 2**30),
     )
-
-
-def _memory(plan: Configuration) -> int:
-    return int(plan.run.memory * 2**30)
 
 
 def _rounding(network: Network, plan: Configuration) -> Rounding:

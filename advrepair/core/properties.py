@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.errors import UsageError
-from advrepair.core.types import Box, PropertySet
+from advrepair.core.types import PropertySet
 
 
 def robustness(

@@ -7,8 +7,9 @@ from attrs import define
 from torch import Tensor
 
 from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.box import Box
 from advrepair.core.patching import patch_identifiers
-from advrepair.core.types import Assignment, Box, LinearBound, PropertySet, SplitPlan
+from advrepair.core.types import Assignment, LinearBound, PropertySet, SplitPlan
 
 
 @define(eq=False)

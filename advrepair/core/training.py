@@ -9,14 +9,14 @@ from attrs import define, frozen
 from torch import Tensor
 
 from advrepair.core import config
-from advrepair.core.bounding import Batch, Bounder, fitting
+from advrepair.core.bounding import Batch, Bounder, bytes_of_rows, bytes_per_patch, fitting
+from advrepair.core.box import dot
 from advrepair.core.constant import constant_patches, proved_patches
-from advrepair.core.graph import size
 from advrepair.core.interfaces import Refiner
 from advrepair.core.optimisers import OPTIMISERS, Optimiser
 from advrepair.core.patching import RepairedNetwork, Stack, last_layer
 from advrepair.core.refinement import Worklist
-from advrepair.core.types import LinearBound, SplitPlan, dot, group_margin
+from advrepair.core.types import LinearBound, SplitPlan, group_margin
 
 _PATCHES_AT_ONCE = 64
 _CACHE_BYTES = 2**22  # of the largest array in flight: memory is slower than arithmetic
@@ -91,14 +91,11 @@ def patch_chunks(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder
 
     As in :func:`~advrepair.core.bounding.chunks`, the chunks follow from the problem alone.
     """
-    template = repaired.bank.template
-    rows, inputs = worklist.properties.C.shape[1], size(template.input_shape)
-    widest = max((2 * size(op.shape) for op in template.operations if op.kind == "relu"), default=0)
+    template, rows = repaired.bank.template, worklist.properties.C.shape[1]
     boxes = -(-len(worklist.properties) // len(repaired.bank))
-    array = 4 * inputs * boxes * max(rows, widest)
-    each = 4 * 12 * template.parameters_count + 16 * array
-    most = max(1, min(_CACHE_BYTES // array, _PATCHES_AT_ONCE))
-    most = min(most, len(repaired.bank))
+    array = bytes_of_rows(template, rows, boxes)
+    most = max(1, min(_CACHE_BYTES // array, _PATCHES_AT_ONCE, len(repaired.bank)))
+    each = bytes_per_patch(template, rows, boxes)
     return list(worklist.order.split(fitting(most, each, bounder.memory)))
 
 

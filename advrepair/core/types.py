@@ -13,12 +13,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from advrepair.core.box import Box, dot
 from advrepair.core.errors import UsageError
-from advrepair.core.rounding import UNIT64, above, gamma, round_down, round_up
-
-Dtype = torch.dtype
-_PROBES = 24  # coordinates compared before the rest; any number is exact
-_BLOCK = 2048  # rows compared at a time, for bounded memory
+from advrepair.core.rounding import UNIT64, above, gamma
 
 
 class Status(enum.StrEnum):
@@ -36,139 +33,6 @@ class Status(enum.StrEnum):
             Status.FALSIFIED: "a counterexample remains in the region",
             Status.UNKNOWN: "neither proved nor refuted; do not count it as repaired",
         }[self]
-
-
-def dot(A: Tensor, value: Tensor) -> Tensor:
-    """Rows [B,M,*S] times points [B,*S]: [B,M]; the same bits whatever else is in the batch.
-
-    A batch of one takes another path through the linear algebra library, so it becomes two.
-    """
-    rows, column = A.flatten(2), value.to(A.dtype).flatten(1).unsqueeze(2)
-    if len(rows) == 1:
-        rows, column = rows.expand(2, -1, -1), column.expand(2, -1, -1)
-    return (rows @ column).squeeze(2)[: len(A)]
-
-
-@frozen(eq=False)
-class Box:
-    """Axis-parallel input regions, faces included.
-
-    lower, upper: [B,*S], same dtype; lower <= upper everywhere (see :meth:`checked`).
-    """
-
-    lower: Tensor
-    upper: Tensor
-
-    def __attrs_post_init__(self) -> None:
-        if self.lower.shape != self.upper.shape or self.lower.dtype != self.upper.dtype:
-            raise UsageError(
-                f"box: lower {tuple(self.lower.shape)} {self.lower.dtype} and upper "
-                f"{tuple(self.upper.shape)} {self.upper.dtype} must agree"
-            )
-
-    @classmethod
-    def checked(cls, lower: Tensor, upper: Tensor) -> Box:
-        """Build from outside data; raises UsageError for NaN or an inverted box."""
-        box = cls(lower, upper)
-        if not bool((lower <= upper).all()):
-            raise UsageError("box: a lower bound is above its upper bound, or a bound is NaN")
-        return box
-
-    @classmethod
-    def around(cls, x: Tensor, epsilon: float, clip: tuple[float, float] | None = None) -> Box:
-        """Balls of L-infinity radius epsilon around x, rounded outward, then clipped.
-
-        Every point computed in x's dtype as ``clip(x ± epsilon)`` lies inside, although
-        epsilon itself may round up in that dtype.
-
-        x: centres, [B,*S]. epsilon: in input units. clip: the input range.
-        """
-        wide = max(epsilon, torch.tensor(epsilon, dtype=x.dtype).double().item())
-        exact = x.double()
-        # One step outward in float64 covers the rounding of the subtraction itself.
-        low = torch.nextafter(exact - wide, torch.full_like(exact, -torch.inf))
-        high = torch.nextafter(exact + wide, torch.full_like(exact, torch.inf))
-        lower, upper = round_down(low, x.dtype), round_up(high, x.dtype)
-        if clip is not None:
-            lower, upper = lower.clamp(min=clip[0]), upper.clamp(max=clip[1])
-        return cls.checked(lower, upper)
-
-    def __len__(self) -> int:
-        return self.lower.shape[0]
-
-    def __getitem__(self, index: Tensor | slice | list[int]) -> Box:
-        return Box(self.lower[index], self.upper[index])
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """*S."""
-        return tuple(self.lower.shape[1:])
-
-    @property
-    def center(self) -> Tensor:
-        """Midpoints, [B,*S], in the box's dtype."""
-        return (self.lower + self.upper) / 2
-
-    @property
-    def radius(self) -> Tensor:
-        """Half widths, [B,*S]."""
-        return (self.upper - self.lower) / 2
-
-    def to(self, dtype: Dtype) -> Box:
-        """The same numbers in a wider dtype; raises UsageError if a bound would change."""
-        lower, upper = self.lower.to(dtype), self.upper.to(dtype)
-        if torch.finfo(dtype).eps > torch.finfo(self.lower.dtype).eps:
-            raise UsageError("box: narrowing the dtype would move its faces")
-        return Box(lower, upper)
-
-    def clamp(self, x: Tensor) -> Tensor:
-        """Nearest points of the box, [B,*S]."""
-        return torch.minimum(torch.maximum(x, self.lower), self.upper)
-
-    def holds(self, x: Tensor) -> Tensor:
-        """Whether point i lies in box i: bool [B], exact comparison."""
-        inside = (self.lower <= x) & (x <= self.upper)
-        return inside.flatten(1).all(1)
-
-    def meets(self, other: Box) -> Tensor:
-        """All pairs (i, j) for which box i of other and box j of this one share a point.
-
-        Exact comparison, so with points as boxes of zero width it is *the* membership test.
-        Coordinates that tell boxes apart are compared first; the few pairs that are left
-        are compared in full. Returns [pairs, 2], sorted.
-        """
-        if not len(self) or not len(other):
-            return torch.zeros(0, 2, dtype=torch.long, device=self.lower.device)
-        lower, upper = self.lower.flatten(1), self.upper.flatten(1)
-        low, high = other.lower.flatten(1), other.upper.flatten(1)
-        telling = lower.double().var(0, correction=0).topk(min(_PROBES, low.shape[1])).indices
-        found = []
-        for start in range(0, len(low), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            near = torch.ones(len(low[part]), len(self), dtype=torch.bool, device=low.device)
-            for axis in telling.tolist():
-                near &= lower[:, axis] <= high[part, axis, None]
-                near &= low[part, axis, None] <= upper[:, axis]
-            for pairs in near.nonzero().split(_BLOCK):
-                i, j = pairs[:, 0] + start, pairs[:, 1]
-                full = (lower[j] <= high[i]) & (low[i] <= upper[j])
-                found.append(torch.stack([i, j], 1)[full.all(1)])
-        return torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long)
-
-    def first(self, x: Tensor) -> Tensor:
-        """The first box that holds each point: [N], -1 where there is none."""
-        pairs = self.meets(Box(x, x))
-        none = torch.full((len(x),), len(self), dtype=torch.long, device=x.device)
-        index = none.scatter_reduce(0, pairs[:, 0], pairs[:, 1], "amin")
-        return torch.where(index == len(self), -1, index)
-
-    def split(self, dim: Tensor) -> tuple[Box, Box]:
-        """Bisect every box along its flat dimension dim, [B]. The halves share the cut."""
-        cut = self.center.flatten(1).gather(1, dim[:, None])
-        upper = self.upper.flatten(1).scatter(1, dim[:, None], cut)
-        lower = self.lower.flatten(1).scatter(1, dim[:, None], cut)
-        shape = self.lower.shape
-        return Box(self.lower, upper.view(shape)), Box(lower.view(shape), self.upper)
 
 
 @frozen(eq=False)
@@ -190,7 +54,7 @@ class LinearBound:
         size = None if self.magnitude is None else self.magnitude[index]
         return LinearBound(self.A[index], self.b[index], size)
 
-    def to(self, dtype: Dtype) -> LinearBound:
+    def to(self, dtype: torch.dtype) -> LinearBound:
         """Rounded to another dtype (for training; a certificate uses the float64 rows)."""
         return LinearBound(self.A.to(dtype), self.b.to(dtype))
 

@@ -9,8 +9,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.graph import Network
-from advrepair.core.types import Box
 from advrepair.testing.networks import NETWORKS, absorbing, fully_connected, tiny
 
 BOX_KINDS = ("point", "tiny", "small", "touching zero", "unequal", "wide")

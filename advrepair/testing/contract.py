@@ -8,9 +8,10 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.errors import UnsupportedNetworkError
 from advrepair.core.interfaces import Verifier
-from advrepair.core.types import Box, LinearBound
+from advrepair.core.types import LinearBound
 from advrepair.testing.cases import Case, make_case, standard_cases
 from advrepair.testing.networks import Sketch, fully_connected
 from advrepair.testing.trial import (

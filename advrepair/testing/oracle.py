@@ -20,9 +20,9 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
-from advrepair.core.types import Box
 
 Vector = list[Fraction]
 Vertex = dict[str, Vector]  # the value of every operation so far, at one point

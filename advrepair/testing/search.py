@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from advrepair.core.types import Box, LinearBound
+from advrepair.core.box import Box
+from advrepair.core.types import LinearBound
 from advrepair.testing.cases import Case
 
 Rows = Callable[[Tensor], Tensor]  # [B,N,*S] to [B,N,M]

@@ -7,9 +7,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.interfaces import Verifier
 from advrepair.core.rounding import UNIT64, Level, Rounding
-from advrepair.core.types import Box, LinearBound
+from advrepair.core.types import LinearBound
 from advrepair.testing.cases import Case, absorbing_case, standard_cases, tiny_cases
 from advrepair.testing.oracle import Vector, exact_minimum, exact_rows
 from advrepair.testing.search import Rows, linear_rows, low_points, scatter

@@ -12,8 +12,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.graph import Network
-from advrepair.core.types import Box
 from advrepair.testing.cases import BOX_KINDS, Case, random_boxes, random_specification
 from advrepair.testing.networks import NETWORKS, tiny
 

@@ -9,10 +9,11 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.errors import UnsupportedNetworkError
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.rounding import Rounding
-from advrepair.core.types import Box, LinearBound
+from advrepair.core.types import LinearBound
 from advrepair.testing.cases import Case
 from advrepair.testing.search import low_points
 

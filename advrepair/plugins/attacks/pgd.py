@@ -9,10 +9,11 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from advrepair.core.box import Box
 from advrepair.core.errors import UsageError
 from advrepair.core.interfaces import Attack
 from advrepair.core.options import option
-from advrepair.core.types import Box, PropertySet
+from advrepair.core.types import PropertySet
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.interfaces import Refiner
-from advrepair.core.types import Box, SplitPlan
+from advrepair.core.types import SplitPlan
 
 
 @frozen

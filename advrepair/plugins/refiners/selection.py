@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from advrepair.core.types import Box
+from advrepair.core.box import Box
 
 
 def cuttable(box: Box) -> Tensor:

@@ -5,8 +5,9 @@ from typing import ClassVar
 from attrs import frozen
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.interfaces import Refiner
-from advrepair.core.types import Box, SplitPlan
+from advrepair.core.types import SplitPlan
 from advrepair.plugins.refiners.selection import best_dimension, width, worst_pieces
 
 

@@ -9,9 +9,10 @@ import torch
 from attrs import define, frozen
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.graph import Network, Operation, size
 from advrepair.core.rounding import UNIT64, Rounding, above, gamma
-from advrepair.core.types import Box, LinearBound
+from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.affine import PULL, fan_in, without_bias
 from advrepair.plugins.verifiers.relaxations import Relaxation
 

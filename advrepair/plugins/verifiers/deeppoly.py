@@ -9,12 +9,13 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.errors import UnsupportedNetworkError
 from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.options import option
 from advrepair.core.rounding import UNIT64, Rounding, above
-from advrepair.core.types import Box, LinearBound
+from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.account import Account, Shallow
 from advrepair.plugins.verifiers.affine import DIAGONAL, PULL, fan_in, without_bias
 from advrepair.plugins.verifiers.relaxations import SLOPES, Relaxation, relu

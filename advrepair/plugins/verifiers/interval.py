@@ -6,10 +6,11 @@ from typing import ClassVar
 from attrs import frozen
 from torch import Tensor
 
+from advrepair.core.box import Box
 from advrepair.core.graph import INPUT, STEPS, Network
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.rounding import Rounding
-from advrepair.core.types import Box, LinearBound
+from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.affine import without_bias
 from advrepair.plugins.verifiers.deeppoly import check_supported
 
