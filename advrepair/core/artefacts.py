@@ -226,6 +226,7 @@ def write_certificate(
             "format": FORMAT,
             "level": certificate.level,
             "certifier": certificate.certifier,
+            "certifier_options": certificate.certifier_options,
             "claim": "for every input x of box i, every group of rows of C y + d has a row "
             "greater than 0, where y is the output of the repaired network",
             "network": repaired.base.digest(),

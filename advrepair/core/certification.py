@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from attrs import frozen
 from torch import Tensor
@@ -10,6 +12,7 @@ from advrepair.core.attacking import Advance, Problem, counterexamples_left
 from advrepair.core.bounding import Bounder
 from advrepair.core.errors import SoundnessError
 from advrepair.core.interfaces import Attack
+from advrepair.core.options import values
 from advrepair.core.patching import RepairedNetwork, last_layer
 from advrepair.core.refinement import Worklist
 from advrepair.core.rounding import Level
@@ -33,6 +36,7 @@ class Certificate:
     worklist: Worklist
     level: Level
     certifier: str
+    certifier_options: dict[str, Any]
 
     def count(self, status: Status) -> int:
         """Number of properties with a status."""
@@ -75,6 +79,7 @@ def certify(
         worklist=worklist,
         level=bounder.rounding.level,
         certifier=bounder.certifier.name,
+        certifier_options=values(bounder.certifier),
     )
 
 
