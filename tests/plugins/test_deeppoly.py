@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from reference import NAMES, Reference, load
 from torch import Tensor
 
-from advrepair.core.bounding import Batch, Bounder, bytes_per_box
+from advrepair.core import bounding
+from advrepair.core.bounding import Batch, Bounder
 from advrepair.core.errors import UnsupportedNetworkError
 from advrepair.core.graph import INPUT, Network, Operation
 from advrepair.core.patching import Stack, patch_template
@@ -178,8 +179,10 @@ def _bounder(case: Case, verifier: DeepPoly, memory: int, hidden: tuple[int, ...
 def test_chunks_change_nothing(case: Case, verifier: DeepPoly, rigorous: bool) -> None:
     network = case.network.double()
     wide = Case(case.name, network, case.box, case.C, case.d)
-    each = bytes_per_box(network, case.C.shape[1])
-    few = _bounder(wide, verifier, each, ()).base(case.box, case.C, case.d, rigorous)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounding, "_FEW", 1)
+        patch.setattr(bounding, "_CACHE_BYTES", 1)
+        few = _bounder(wide, verifier, 2**40, ()).base(case.box, case.C, case.d, rigorous)
     whole = _bounder(wide, verifier, 2**40, ()).base(case.box, case.C, case.d, rigorous)
     torch.testing.assert_close(few.A, whole.A, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(few.b, whole.b, rtol=1e-12, atol=1e-12)
