@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advrepair.core.attacking import Advance, Problem, counterexamples_left
 from advrepair.core.bounding import Bounder
+from advrepair.core.box import Box
 from advrepair.core.errors import SoundnessError
 from advrepair.core.interfaces import Attack
 from advrepair.core.options import values
@@ -54,14 +55,15 @@ def certify(
 ) -> Certificate:
     """State what is proved about the patches as they are stored.
 
-    Sound: a property is CERTIFIED iff the rigorous margin of every group on every piece of
-    its box is positive; the pieces cover the box because only bisection made them.
+    Sound: the rigorous margin of every group on every piece of its box must be positive, the
+    pieces cover the box because only bisection made them, and :func:`routed` sees to it that
+    every point of the box meets a patch that is proved for it.
     Raises SoundnessError if the attack falsifies a certified property.
     """
     margin = piece_margins(repaired, worklist, bounder)
     least = torch.full((len(problem.properties),), torch.inf, dtype=torch.float64)
     least = least.scatter_reduce(0, worklist.owner, margin.nan_to_num(-torch.inf), "amin")
-    proved = least > 0
+    proved = routed(least > 0, repaired.box, repaired.patch)
     hit = torch.zeros_like(proved)
     if attack is not None:
         hit = counterexamples_left(repaired, problem, attack, seed, advance)
@@ -81,6 +83,20 @@ def certify(
         certifier=bounder.certifier.name,
         certifier_options=values(bounder.certifier),
     )
+
+
+def routed(proved: Tensor, box: Box, patch: Tensor) -> Tensor:
+    """Properties that hold for the deployed function, given which are proved alone: bool [P].
+
+    A point of box i that lies in an earlier box j too meets the patch of j. Sound: let f be
+    the first box that holds the point. If its patch is that of i, the proof of i speaks of
+    it; otherwise f must be proved, with the same demand (contradictions were refused).
+    """
+    i, j = box.meets(box).T
+    lost = (j < i) & (patch[i] != patch[j]) & ~proved[j]
+    holds = proved.clone()
+    holds[i[lost]] = False
+    return holds
 
 
 def piece_margins(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> Tensor:

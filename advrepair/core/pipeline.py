@@ -20,7 +20,7 @@ from advrepair.core.attacking import (
     given_counterexamples,
 )
 from advrepair.core.bounding import Bounder, bytes_per_box, bytes_per_patch, chunks, fitting
-from advrepair.core.certification import Certificate, certify
+from advrepair.core.certification import Certificate, certify, routed
 from advrepair.core.config import Configuration, to_toml
 from advrepair.core.constant import constant_bank
 from advrepair.core.data import Dataset
@@ -249,7 +249,8 @@ def _evaluate(
         trivial = RepairedNetwork(
             base, bank, repaired.box, repaired.assignment, repaired.centres, plan.allocator
         )
-        share = proved[repaired.patch].double().mean().item()
+        held = routed(proved[repaired.patch], repaired.box, repaired.patch)
+        share = held.double().mean().item()
         certified: Rates = {"certified": share}
         baseline["constant-bias"] = certified | rates(trivial, base, problem, unseen, test)
         advance(1)

@@ -5,11 +5,14 @@ from typing import ClassVar
 import pytest
 import torch
 from attrs import frozen
+from hypothesis import given
+from hypothesis import strategies as st
 from problems import a_network, a_problem, some_data, some_parts, the_balls
 
 from advrepair.core import training
 from advrepair.core.attacking import Problem
-from advrepair.core.certification import certify, constant_patches, piece_margins
+from advrepair.core.box import Box
+from advrepair.core.certification import certify, constant_patches, piece_margins, routed
 from advrepair.core.constant import constant_patches as constants
 from advrepair.core.errors import SoundnessError
 from advrepair.core.types import LinearBound, SplitPlan, Status
@@ -57,6 +60,55 @@ def test_without_an_attack_nothing_is_falsified():
     mend(parts, 0)
     found = state(parts)
     assert found.status == (Status.CERTIFIED, *[Status.UNKNOWN] * 5)
+
+
+def overlapping(*shifts):
+    """The same input several times, moved a little: balls of one label that overlap."""
+    network, one = a_network(), a_problem(count=1)
+    x = torch.cat([one.properties.center + shift for shift in shifts])
+    asked = the_balls(network, x, one.properties.label.expand(len(x)))
+    return some_parts(Problem(asked, asked.box.clamp(x), torch.arange(len(x))), network)
+
+
+def test_where_an_unproved_patch_comes_first_nothing_is_certified():
+    """A point of both boxes meets the patch of the first, about which nothing is proved."""
+    parts = overlapping(0.0, 0.05)
+    mend(parts, 1)
+    bias = parts.repaired.bank.stack["linear0.bias"][0].clone()
+    bias[(int(parts.properties.label[0]) + 1) % 4] = 100.0  # the first patch is hostile
+    hostile = {n: torch.zeros_like(t[:1]) for n, t in parts.repaired.bank.stack.items()}
+    parts.repaired.bank.put(torch.tensor([0]), hostile | {"linear0.bias": bias[None]})
+    point = parts.properties.center[1:]
+    assert bool(parts.properties.box[:1].holds(point)) and bool(
+        parts.properties[torch.tensor([1])].violated(parts.repaired(point))
+    )
+    found = state(parts)
+    assert bool(found.margin[1] > 0)  # of its own patch
+    assert found.status == (Status.UNKNOWN, Status.UNKNOWN)
+    mend(parts, 0)
+    assert state(parts).status == (Status.CERTIFIED, Status.CERTIFIED)
+
+
+def test_an_unproved_patch_that_comes_later_or_elsewhere_does_no_harm():
+    parts = overlapping(0.0, 0.05, 0.5)
+    mend(parts, 0, 2)
+    assert state(parts).status == (Status.CERTIFIED, Status.UNKNOWN, Status.CERTIFIED)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2), st.booleans()), max_size=8))
+def test_the_first_box_decides_what_holds(boxes):
+    """On a line of unit steps, point by point: the first box that holds it must be proved,
+    or be served by the patch of a box that is."""
+    lower = torch.tensor([[float(low)] for low, _, _ in boxes]).view(-1, 1)
+    patch = torch.tensor([which for _, which, _ in boxes], dtype=torch.long)
+    proved = torch.tensor([good for _, _, good in boxes], dtype=torch.bool)
+    found = routed(proved, Box(lower, lower + 1), patch)
+    for i, (low, which, good) in enumerate(boxes):
+        expected = good
+        for point in (low, low + 0.5, low + 1):
+            first = next(j for j, (other, _, _) in enumerate(boxes) if other <= point <= other + 1)
+            expected &= boxes[first][1] == which or boxes[first][2]
+        assert not (bool(found[i]) and not expected)
 
 
 def test_a_property_is_as_good_as_its_worst_piece():
