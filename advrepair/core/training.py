@@ -135,7 +135,7 @@ def _train_round(
 ) -> None:
     """Algorithm 2: at most ``epochs`` steps; a patch leaves the moment it is proved."""
     for epoch in range(budget.epochs + 1):
-        leaves = {name: t.detach().requires_grad_() for name, t in active.stack.items()}
+        leaves = _leaves(active.stack, last_layer(repaired.bank.template))
         rows = active.rows
         patch = bounder.patched(leaves, rows)
         margin = _margins(rows, rows.rows + patch)
@@ -145,11 +145,23 @@ def _train_round(
         if epoch == budget.epochs or not len(active.patch):
             return
         loss = (active.aim[:, None, None] - margin[stay]).clamp(min=0).sum((1, 2))
-        gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
-        gradient = {n: g[stay] for n, g in zip(leaves, gradients, strict=True)}
+        gradient = _gradient(loss.sum(), leaves, stay)
         with torch.no_grad():
             active.stack = active.optimiser.step(active.stack, gradient, loss.detach())
         result.epochs[active.patch] += 1
+
+
+def _leaves(stack: Stack, last: tuple[str, str]) -> Stack:
+    """The weights to differentiate by: under a last layer of zeros no other has a gradient."""
+    begun = bool((stack[last[0]] != 0).any())
+    return {n: t.detach().requires_grad_(begun or n in last) for n, t in stack.items()}
+
+
+def _gradient(loss: Tensor, leaves: Stack, stay: Tensor) -> Stack:
+    """Gradients of the patches that stay, zero where none was asked for."""
+    moving = {n: t for n, t in leaves.items() if t.requires_grad}
+    found = dict(zip(moving, torch.autograd.grad(loss, list(moving.values())), strict=True))
+    return {n: (found[n] if n in found else torch.zeros_like(t))[stay] for n, t in leaves.items()}
 
 
 def _margins(rows: Batch, bound: LinearBound) -> Tensor:
