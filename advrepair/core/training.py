@@ -177,9 +177,10 @@ def _scale(
 ) -> tuple[Tensor, Tensor]:
     """The least multiple of each patch that looks proved: factors [q], and whether there is one.
 
-    The bound of a patch scales with its last layer, so a multiple costs no new bound. Margins
-    are concave in the multiple and at least N's plus the multiple of the patch's own, which
-    gives a multiple that suffices wherever the patch pushes every group the right way.
+    The bound of a patch scales with its last layer, so a multiple costs no new bound. Where
+    every group has one row, margins are concave in the multiple and at least N's plus the
+    multiple of the patch's own: a multiple that suffices is known wherever the patch pushes
+    every group the right way, and bisection makes it small. With more rows it is a guess.
     """
     rows, wanted = active.rows, active.aim / 2
     have = margin.detach()
@@ -195,12 +196,17 @@ def _scale(
     low, high = torch.ones_like(wanted), torch.where(hopeful, upper, 1.0)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        factor = middle.repeat_interleave(rows.real.shape[1])[:, None]
-        A = torch.addcmul(rows.rows.A, factor.view(-1, *[1] * (patch.A.dim() - 1)), patch.A)
-        scaled = _margins(rows, LinearBound(A, rows.rows.b + factor * patch.b))
-        good = scaled.amin((1, 2)) > wanted
+        good = _scaled_margins(rows, patch, middle).amin((1, 2)) > wanted
         high, low = torch.where(good, middle, high), torch.where(good, low, middle)
-    return torch.where(hopeful, high, 1.0), ready | hopeful
+    factor = torch.where(hopeful, high, 1.0)
+    return factor, _scaled_margins(rows, patch, factor).amin((1, 2)) > wanted
+
+
+def _scaled_margins(rows: Batch, patch: LinearBound, factor: Tensor) -> Tensor:
+    """As :func:`_margins`, of N plus a multiple of each patch; factor: [q]."""
+    each = factor.repeat_interleave(rows.real.shape[1])[:, None]
+    A = torch.addcmul(rows.rows.A, each.view(-1, *[1] * (patch.A.dim() - 1)), patch.A)
+    return _margins(rows, LinearBound(A, rows.rows.b + each * patch.b))
 
 
 def _leave_proved(

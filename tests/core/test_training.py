@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from problems import Mixed, Parts, a_network, a_problem, some_data, some_parts, the_balls
 
 from advrepair.core import config, training
@@ -248,3 +248,21 @@ def test_patch_chunks_do_not_follow_the_order_of_the_data(monkeypatch):
         chunks = patch_chunks(parts.repaired, parts.worklist, parts.bounder)
         found.append([each.properties.names[int(chunk)] for chunk in chunks])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("hidden", [(), (6,)])
+def test_a_group_of_several_rows_is_trained_to_a_proof(hidden):
+    """'Output k is not the largest': one group, and one of its rows is enough."""
+    problem = a_problem()
+    asked, label = problem.properties, problem.properties.label
+    k = asked.target  # the class that must not win
+    eye = torch.eye(4)
+    C = torch.stack([eye[[i for i in range(4) if i != int(each)]] - eye[each] for each in k])
+    group = torch.zeros(len(C), 3, dtype=torch.long)
+    never = evolve(asked, C=C, group=group, label=torch.full_like(label, -1))
+    parts = some_parts(Problem(never, problem.x_adv, problem.row), hidden=hidden)
+    assert bool(never.violated(parts.repaired(problem.x_adv)).any())
+    run(parts)
+    assert (piece_margins(parts.repaired, parts.worklist, parts.bounder) > 0).all()
+    assert not bool(constant_patches(parts.repaired).any())
+    assert not bool(never.violated(parts.repaired(problem.x_adv)).any())
