@@ -49,12 +49,15 @@ class Folder:
         """Where a run that is replaced is kept for the moment of the change."""
         return self.path.with_name(self.path.name + ".old")
 
-    def claim(self, configuration: str, force: bool, resume: bool) -> bool:
+    def claim(
+        self, configuration: str, manifest: Mapping[str, Any], force: bool, resume: bool
+    ) -> bool:
         """Prepare to write; True if the folder already holds this very run, complete.
 
-        configuration: text of run.toml. Raises UsageError if there is a run and neither
-        force nor resume is asked for, if a path that is needed holds no run of ours or
-        cannot be written, or if what is to be resumed was configured differently.
+        configuration: text of run.toml. manifest: as in manifest.json. Raises UsageError if
+        there is a run and neither force nor resume is asked for, if a path that is needed
+        holds no run of ours or cannot be written, or if what is to be resumed had another
+        configuration, other inputs or other versions.
         """
         if self.path.name in ("", ".."):
             raise UsageError(f"{self.path} is no name for a run folder: choose another --out")
@@ -64,16 +67,18 @@ class Folder:
                     raise UsageError(f"{place} exists and is no run folder: choose another --out")
             for place in (self.path, self.partial):
                 if place.exists() and not force:
-                    self._resumable(place, configuration, resume)
+                    self._resumable(place, configuration, manifest, resume)
             if self.path.exists() and not force:
                 return True
-            self._start(configuration, force)
+            self._start(configuration, manifest, force)
         except OSError as error:
             self.discard()
             raise UsageError(f"cannot write to {self.partial}: {error.strerror}") from None
         return False
 
-    def _resumable(self, place: Path, configuration: str, resume: bool) -> None:
+    def _resumable(
+        self, place: Path, configuration: str, manifest: Mapping[str, Any], resume: bool
+    ) -> None:
         if not resume:
             what = "a run" if place == self.path else "an interrupted run"
             raise UsageError(f"{place} holds {what}: use --force, --resume or another --out")
@@ -82,12 +87,17 @@ class Folder:
                 f"{place} was configured differently: resume it with --config "
                 f"{place / 'run.toml'}, or replace it with --force"
             )
+        before = read_json(place / "manifest.json")
+        for key in ("inputs", "versions"):
+            if before.get(key) != manifest[key]:
+                raise UsageError(f"{place} was begun with other {key}: replace it with --force")
 
-    def _start(self, configuration: str, force: bool) -> None:
+    def _start(self, configuration: str, manifest: Mapping[str, Any], force: bool) -> None:
         if force and self.partial.exists():
             shutil.rmtree(self.partial)
         self.made = [above for above in self.partial.parents if not above.exists()]
         self.partial.mkdir(parents=True, exist_ok=True)
+        write_json(self.partial / "manifest.json", manifest)
         write_text(self.partial / "run.toml", configuration)
 
     def publish(self) -> None:
@@ -118,6 +128,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON with sorted keys, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Inverse of :func:`write_json`; raises UsageError for anything else."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    return found
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

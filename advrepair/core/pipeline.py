@@ -99,8 +99,9 @@ def run(
     text = to_toml(configuration)
     place = artefacts.Folder(folder)
     network, data, inputs = read_inputs(configuration.problem)
-    if place.claim(text, force, resume):
-        return reporting.read_report(folder)
+    manifest = artefacts.manifest(registry, inputs, configuration.run.seed)
+    if place.claim(text, manifest, force, resume):
+        return artefacts.read_json(folder / "report.json")
     work = Run(progress, artefacts.Checkpoint(place.partial))
     try:
         check_bounds(network, configuration)
@@ -113,10 +114,6 @@ def run(
         raise
     result.report["folder"] = str(folder)
     _write(place.partial, result)
-    artefacts.write_json(
-        place.partial / "manifest.json",
-        artefacts.manifest(registry, inputs, configuration.run.seed),
-    )
     artefacts.Checkpoint(place.partial).clear()
     place.publish()
     return result.report

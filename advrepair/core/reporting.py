@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from advrepair.core.attacking import Problem
 from advrepair.core.certification import Certificate
 from advrepair.core.config import Configuration
-from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Rates
 from advrepair.core.memory import peak_memory
 from advrepair.core.patching import RepairedNetwork
@@ -113,12 +111,3 @@ def _no_better(ours: float | None, trivial: float | int | None, key: str) -> boo
     if ours is None or trivial is None:
         return True
     return ours >= trivial if key == "DD" else ours <= trivial
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """The report of a complete run; raises UsageError if it cannot be read."""
-    try:
-        found: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder / 'report.json'} cannot be read: {error}") from None
-    return found

@@ -13,6 +13,7 @@ from advrepair.core.artefacts import (
     Folder,
     file_digest,
     manifest,
+    read_json,
     read_repaired,
     read_tensors,
     write_certificate,
@@ -39,15 +40,19 @@ def folder(tmp_path):
     return Folder(tmp_path / "run")
 
 
+MANIFEST = {"inputs": {"data": "1"}, "versions": {"torch": "2"}}
+
+
 def a_run(path: Path, text="a = 1\n"):
     path.mkdir()
+    write_json(path / "manifest.json", MANIFEST)
     (path / "run.toml").write_text(text)
     (path / "mine").write_text("x")
 
 
 def test_a_new_folder_is_claimed_beside_its_place(folder, tmp_path):
-    assert folder.claim("a = 1\n", force=False, resume=False) is False
-    assert entries(tmp_path) == ["run.partial", "run.partial/run.toml"]
+    assert folder.claim("a = 1\n", MANIFEST, force=False, resume=False) is False
+    assert entries(tmp_path) == ["run.partial", "run.partial/manifest.json", "run.partial/run.toml"]
     folder.discard()
     assert entries(tmp_path) == []
 
@@ -87,10 +92,10 @@ def test_claims(state, flags, outcome, folder, tmp_path):
     options = {"force": False, "resume": False} | flags
     if isinstance(outcome, str):
         with pytest.raises(UsageError, match=outcome):
-            folder.claim("a = 1\n", **options)
+            folder.claim("a = 1\n", MANIFEST, **options)
         assert entries(tmp_path) == before
     else:
-        assert folder.claim("a = 1\n", **options) is outcome
+        assert folder.claim("a = 1\n", MANIFEST, **options) is outcome
         assert state == "file" or (place / "mine").exists() is not (
             "partial" in state and (options["force"])
         )
@@ -98,18 +103,18 @@ def test_claims(state, flags, outcome, folder, tmp_path):
 
 def test_a_run_that_is_replaced_stays_until_the_new_one_is_complete(folder, tmp_path):
     a_run(folder.path)
-    folder.claim("b = 1\n", force=True, resume=False)
+    folder.claim("b = 1\n", MANIFEST, force=True, resume=False)
     assert (folder.path / "mine").exists()
     (folder.partial / "new").write_text("x")
     folder.publish()
-    assert entries(tmp_path) == ["run", "run/new", "run/run.toml"]
+    assert entries(tmp_path) == ["run", "run/manifest.json", "run/new", "run/run.toml"]
     assert (folder.path / "run.toml").read_text() == "b = 1\n"
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match=r"cannot write to .*run\.partial: Not a directory"):
-        Folder(tmp_path / "file" / "run").claim("", force=False, resume=False)
+        Folder(tmp_path / "file" / "run").claim("", MANIFEST, force=False, resume=False)
     assert entries(tmp_path) == ["file"]
 
 
@@ -262,3 +267,22 @@ def test_a_manifest_says_what_it_ran_on():
     assert plugins["verifier", "deeppoly"] and ("indicator", "mixed") in plugins
     assert found["hardware"]["device"] == "cpu"
     json.dumps(found)
+
+
+@pytest.mark.parametrize("place", ["path", "partial"])
+@pytest.mark.parametrize("key", ["inputs", "versions"])
+def test_other_inputs_or_versions_are_not_resumed(key, place, folder):
+    a_run(getattr(folder, place))
+    changed = MANIFEST | {key: {"data": "2"}}
+    with pytest.raises(UsageError, match=f"begun with other {key}"):
+        folder.claim("a = 1\n", changed, force=False, resume=True)
+    assert folder.claim("a = 1\n", changed, force=True, resume=False) is False
+
+
+def test_reading_json(tmp_path):
+    (tmp_path / "report.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "report.json") == {"a": 1}
+    (tmp_path / "report.json").write_text("{")
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UsageError, match=r"report\.json cannot be read"):
+            read_json(folder / "report.json")

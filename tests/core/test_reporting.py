@@ -9,8 +9,7 @@ from problems import a_registry, some_parts
 
 from advrepair.core.certification import certify
 from advrepair.core.config import resolve
-from advrepair.core.errors import UsageError
-from advrepair.core.reporting import read_report, report
+from advrepair.core.reporting import report
 from advrepair.core.training import Trained
 from advrepair.core.types import Status
 from advrepair.plugins.attacks.pgd import Pgd
@@ -121,12 +120,3 @@ def test_a_repair_no_better_than_a_constant_is_told_so(trivial, said):
 def test_rates_that_were_not_measured_stay_null():
     found = a_report(metrics={"RSR": 1.0, "RGR": None, "DD": None})
     assert found["metrics"] == {"RSR": 1.0, "RGR": None, "DD": None}
-
-
-def test_reading_a_report(tmp_path):
-    (tmp_path / "report.json").write_text('{"a": 1}')
-    assert read_report(tmp_path) == {"a": 1}
-    (tmp_path / "report.json").write_text("{")
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UsageError, match=r"report\.json cannot be read"):
-            read_report(folder)
