@@ -180,3 +180,45 @@ def test_a_patch_that_adds_nothing_is_not_called_constant():
     assert constant_patches(parts.repaired).tolist() == [False] * 6
     mend(parts, 2, 3)
     assert constant_patches(parts.repaired).nonzero()[:, 0].tolist() == [2, 3]
+
+
+def with_constant(parts, value):
+    """The same numbers added by every patch, value: [K]."""
+    zeros = {n: torch.zeros_like(t) for n, t in parts.repaired.bank.stack.items()}
+    zeros["linear0.bias"] = value.expand(6, 4).clone()
+    parts.repaired.bank.put(torch.arange(6), zeros)
+    return parts
+
+
+def test_a_constant_that_swallows_the_logits_is_certified_for_real_numbers_only():
+    """1e8 on every output: as real numbers nothing changes, in float32 all outputs tie."""
+    network = a_network()
+    x, y = some_data(30, network)
+    every = the_balls(network, x, y, 1e-3)
+    level = {}
+    for name in ("real", "deployed-float32"):
+        safe = some_parts(Problem(every, x, torch.arange(30)), network, level=name)
+        assert (piece_margins(safe.repaired, safe.worklist, safe.bounder) > 0).sum() > 20
+        problem = Problem(every[torch.arange(6)], x[:6], torch.arange(6))
+        parts = with_constant(some_parts(problem, network, level=name), torch.full((4,), 1e8))
+        level[name] = state(parts)
+        assert problem.properties.violated(parts.repaired(x[:6])).all()
+    assert level["real"].count(Status.CERTIFIED) > 3
+    assert level["deployed-float32"].count(Status.CERTIFIED) == 0
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e9])
+def test_a_large_constant_keeps_its_promise(size):
+    parts = some_parts(hidden=())
+    for index in range(6):
+        bias = torch.zeros(1, 4)
+        bias[0, parts.properties.label[index]] = size
+        zeros = {n: torch.zeros_like(t[:1]) for n, t in parts.repaired.bank.stack.items()}
+        parts.repaired.bank.put(torch.tensor([index]), zeros | {"linear0.bias": bias})
+    found = state(parts, Pgd())
+    assert found.count(Status.CERTIFIED) == 6
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        box = parts.properties.box
+        x = box.clamp(box.lower + torch.rand(box.lower.shape, generator=noise) * 2 * box.radius)
+        assert (parts.properties.margin(parts.repaired(x)) >= found.margin).all()
