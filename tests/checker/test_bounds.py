@@ -1,0 +1,166 @@
+"""Bounds of the checker are never above exact or computed values, and not far below."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from advrepair.checker.bounds import LEVELS, Region, row_margins
+from advrepair.checker.network import Network
+from advrepair.core.box import Box
+from advrepair.core.rounding import Rounding
+from advrepair.plugins.verifiers.deeppoly import DeepPoly
+from advrepair.testing.networks import NETWORKS, absorbing, fully_connected, tiny
+from advrepair.testing.oracle import exact_minimum
+
+
+def mine(network):
+    return Network(network.structure(), {n: t.numpy() for n, t in network.tensors.items()})
+
+
+def faces(box):
+    return tuple(each.flatten(1).double().numpy() for each in (box.lower, box.upper))
+
+
+def lowest(network, box, C, level, slope="area"):
+    """Lower bounds of C f(x), [B,M], by the checker."""
+    region = Region(mine(network), level, faces(box), slope)
+    boxes, rows, _ = C.shape
+    own = np.repeat(np.arange(boxes), rows)
+    weights = C.double().numpy().reshape(boxes * rows, -1)
+    last = len(region.net.steps)
+    found = region.least(*region.pull(last, weights, np.zeros(len(own)), own), own)
+    return found.reshape(boxes, rows), region
+
+
+def some_boxes(network, seed, radius=0.2, count=3):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, *network.input_shape, generator=generator)
+    box = Box(x - radius, x + radius)
+    C = torch.randn(count, 4, network.outputs, generator=generator)
+    return box, C
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["area", "zero", "one", "same"]))
+@settings(max_examples=15)
+def test_never_above_the_exact_minimum(seed, slope):
+    network = tiny(seed)
+    box, C = some_boxes(network, seed)
+    found, _ = lowest(network, box, C, "real", slope)
+    exact = exact_minimum(network, box, C, torch.zeros(C.shape[:2]))
+    for i, row in enumerate(exact):
+        assert all(found[i, j] <= value for j, value in enumerate(row))
+
+
+@pytest.mark.parametrize("level", ["deployed-float32", "deployed-float64"])
+@pytest.mark.parametrize("name", NETWORKS)
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=6)
+def test_every_value_lies_between_its_bounds(name, level, seed):
+    network = NETWORKS[name](seed % 1000)
+    box, C = some_boxes(network, seed)
+    found, region = lowest(network, box, C, level)
+    dtype = torch.float32 if level == "deployed-float32" else torch.float64
+    tensors = {n: t.to(dtype) for n, t in network.tensors.items()}
+    for point in points(box, seed):
+        y = network.apply_tensors(tensors, point.to(dtype)).double()
+        rows = torch.einsum("bmk,bk->bm", C.double(), y).numpy()
+        assert (found <= rows + 1e-12 * np.abs(rows)).all()
+        assert (region.low[-1] <= y.numpy()).all()
+        assert (y.numpy() <= region.high[-1]).all()
+
+
+def points(box, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for share in (0.0, 1.0, None, None, None, None):
+        weight = torch.rand(box.lower.shape, generator=generator)
+        weight = weight.round() if share is None else torch.full_like(weight, share)
+        point = box.lower + weight * (box.upper - box.lower)
+        yield box.clamp(point)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_as_tight_as_the_verifier(name, level):
+    """Its own slopes and account, so not the same numbers; but close."""
+    network = NETWORKS[name](5)
+    box, C = some_boxes(network, 5, 0.05)
+    found, region = lowest(network, box, C, level)
+    bound = DeepPoly().prepare(network, Rounding(level))
+    params = {n: t.double() for n, t in network.tensors.items()}
+    double = box.to(torch.float64)
+    other = bound(params, double, C.double(), torch.zeros(C.shape[:2], dtype=torch.float64))
+    least = other.minimum_rigorous(double).numpy()
+    assert region.valid.all()
+    assert (found >= least - 1e-3 - 1e-2 * np.abs(least)).all()
+
+
+@pytest.mark.parametrize(("level", "dtype"), [("deployed-float32", torch.float32)])
+def test_rounding_at_its_worst(level, dtype):
+    network = absorbing(2.0**-24)
+    point = torch.ones(1, 2)
+    C = torch.eye(2)[None]
+    found, _ = lowest(network, Box(point, point), C, level)
+    exact, _ = lowest(network, Box(point, point), C, "real")
+    assert (found <= network(point).double().numpy()).all()
+    assert (found < exact).all()
+
+
+def test_large_numbers_prove_nothing():
+    for factor in (2.0**127, float("inf"), float("nan")):
+        network = fully_connected(0)
+        tensors = {n: t.numpy().copy() for n, t in network.tensors.items()}
+        tensors["linear_0.weight"][0, 0] = factor
+        net = Network(network.structure(), tensors)
+        box, C = some_boxes(network, 0)
+        box = Box(box.lower + 2, box.upper + 2)
+        patch = Region(mine(network), "deployed-float32", faces(box), "area")
+        with np.errstate(all="ignore"):
+            base = Region(net, "deployed-float32", faces(box), "area")
+            rows = C.double().numpy()
+            found = row_margins(base, patch, rows, np.zeros(rows.shape[:2]), np.arange(len(box)))
+        assert (found == -np.inf).all()
+
+
+@pytest.mark.parametrize(
+    "settings_",
+    [((2, 1), (1, 2), (1, 2), 1), ((1, 2), (0, 1), (2, 1), 2), ((3, 3), (2, 2), (1, 1), 4)],
+)
+def test_convolutions_of_every_kind(settings_):
+    stride, padding, dilation, groups = settings_
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 4 // groups, 3, 2, generator=generator).double()
+    x = torch.randn(5, 4, 9, 8, generator=generator).double()
+    y = torch.nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    conv = {
+        "name": "c",
+        "kind": "conv2d",
+        "inputs": ["input"],
+        "shape": list(y.shape[1:]),
+        "tensors": {"weight": "w"},
+        "settings": {n: list(v) if isinstance(v, tuple) else v for n, v in options.items()},
+    }
+    flat = {"name": "f", "kind": "reshape", "inputs": ["c"], "shape": [y[0].numel()]}
+    flat |= {"tensors": {}, "settings": {}}
+    net = Network({"input_shape": [4, 9, 8], "operations": [conv, flat]}, {"w": weight.numpy()})
+    step = net.steps[0]
+    flat_x, flat_y = x.flatten(1).numpy(), y.flatten(1).numpy()
+    assert np.allclose(step.apply(flat_x, False), flat_y)
+    rows = np.random.default_rng(0).normal(size=flat_y.shape)
+    assert np.allclose((rows * flat_y).sum(1), (step.back(rows) * flat_x).sum(1))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_each_step_and_its_transposed(name):
+    net = mine(NETWORKS[name](2))
+    generator = np.random.default_rng(0)
+    for step in net.steps:
+        if step.kind in ("relu", "add"):
+            continue
+        x = generator.normal(size=(3, net.sizes[step.sources[0]]))
+        y = step.apply(x, False)
+        rows = generator.normal(size=y.shape)
+        assert np.allclose((rows * y).sum(1), (step.back(rows) * x).sum(1))
+        assert (np.abs(y) <= step.apply(np.abs(x), True) + 1e-12).all()

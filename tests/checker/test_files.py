@@ -1,0 +1,115 @@
+"""Files that are not what they seem: a reason, never a crash or a large allocation."""
+
+import json
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from folders import repaired, verdict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from advrepair.checker.files import Malformed, parse_json, parse_tensors
+
+
+def stored(header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+META = {"advrepair": "{}"}
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def test_it_reads_what_safetensors_writes():
+    arrays = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.array([1.5, -0.0]),
+        "c": np.array([[2**62]]),
+        "d": np.array([True, False]),
+        "e": np.zeros((0, 3)),
+    }
+    data = safetensors.numpy.save(arrays, {"advrepair": '{"format": 1}'})
+    found, header = parse_tensors(data, "x")
+    assert header == {"format": 1}
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        assert found[name].shape == array.shape
+        assert found[name].tobytes() == array.tobytes()
+
+
+EIGHT = b"\0" * 8
+BROKEN = {
+    "empty": b"",
+    "seven bytes": b"\0" * 7,
+    "no header": struct.pack("<Q", 0),
+    "a header longer than the file": struct.pack("<Q", 2**63) + b"{}",
+    "a pickle": pickle.dumps({"a": np.zeros(2)}),
+    "no JSON": stored(b"{"),
+    "no text": stored(b"\xff\xfe\xfd"),
+    "deep JSON": stored(b"[" * 100_000),
+    "a long number": stored(b'{"a": ' + b"9" * 10_000 + b"}"),
+    "the same key twice": stored(b'{"__metadata__": {"advrepair": "{}"}, "a": 1, "a": 1}'),
+    "bytes of none": stored({"__metadata__": META, "a": entry()}, EIGHT + b"!"),
+    "two arrays in one place": stored({"__metadata__": META, "a": entry(), "b": entry()}, EIGHT),
+    "beyond the end": stored({"__metadata__": META, "a": entry(offsets=(4, 12))}, EIGHT),
+    "backwards": stored({"__metadata__": META, "a": entry(offsets=(8, 0))}, EIGHT),
+    "negative": stored({"__metadata__": META, "a": entry(offsets=(-8, 0))}, EIGHT),
+    "a huge shape": stored({"__metadata__": META, "a": entry(shape=(2**62, 4))}, EIGHT),
+    "a shape of true": stored({"__metadata__": META, "a": entry(shape=(True, 2))}, EIGHT),
+    "a shape of fractions": stored({"__metadata__": META, "a": entry(shape=(2.0,))}, EIGHT),
+    "half precision": stored({"__metadata__": META, "a": entry("F16", (4,))}, EIGHT),
+    "a list as dtype": stored({"__metadata__": META, "a": entry(["F32"])}, EIGHT),
+    "no metadata": stored({"a": entry()}, EIGHT),
+    "a list": stored([1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("file", ["repaired.safetensors", "certificate.safetensors"])
+def test_malformed_tensors_are_invalid(name, file, tmp_path, folder):
+    import hashlib
+    import shutil
+
+    target = shutil.copytree(folder, tmp_path / "run")
+    (target / file).write_bytes(BROKEN[name])
+    claim = json.loads((target / "certificate.json").read_text())
+    claim["files"][file] = hashlib.sha256(BROKEN[name]).hexdigest()
+    (target / "certificate.json").write_text(json.dumps(claim))
+    found = verdict(target)
+    assert found.word == "INVALID"
+    assert "\n" not in found.line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return repaired(tmp_path_factory.mktemp("files") / "run")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "{}", '{"files": 3}', "[" * 10**6])
+def test_malformed_json_is_invalid(text, tmp_path, folder):
+    import shutil
+
+    target = shutil.copytree(folder, tmp_path / "run")
+    (target / "certificate.json").write_text(text)
+    assert verdict(target).word == "INVALID"
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data):
+    for text in (data, stored(data), stored({"__metadata__": META, "a": entry()}, data)):
+        try:
+            parse_tensors(text, "x")
+        except (Malformed, LookupError, TypeError, ValueError, AttributeError):
+            continue
+
+
+def test_a_repeated_key_is_refused():
+    with pytest.raises(Malformed, match="repeated"):
+        parse_json('{"status": "unknown", "status": "certified"}', "x")
