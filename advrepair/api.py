@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from advrepair.core.artefacts import read_repaired
+from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import Layer, resolve
 from advrepair.core.data import Dataset, make_dataset
 from advrepair.core.errors import UsageError
@@ -25,8 +25,10 @@ from advrepair.core.registry import Registry
 def load(folder: str | Path) -> RepairedNetwork:
     """The repaired network of a run folder; its ``forward(x)`` is the deployed function.
 
-    Raises UsageError if the folder holds no complete run.
+    Raises UsageError if the folder holds no complete run, or another network than the one
+    that its certificate is about.
     """
+    check_digest(Path(folder))
     return read_repaired(Path(folder) / "repaired.safetensors", Registry.load()).eval()
 
 
@@ -40,7 +42,7 @@ def repair(
     x_test: ArrayLike | Tensor | None = None,
     y_test: ArrayLike | Tensor | None = None,
     count: int | None = None,
-    input_range: Sequence[float] = (0.0, 1.0),
+    input_range: Sequence[float] | None = (0.0, 1.0),
     indicator: str | None = None,
     verifier: str | None = None,
     preset: str | None = None,
@@ -59,7 +61,7 @@ def repair(
             among the inputs that are classified correctly.
         x_test, y_test: data for the drawdown; it is not measured without them.
         count: how many to repair; all that are given or found if None.
-        input_range: lowest and highest input, () for unbounded.
+        input_range: lowest and highest input, () or None for unbounded.
         indicator, verifier, preset: names, as on the command line, with its defaults.
         seed: of everything random, 0 by default.
         settings: any other option: ``{"patch": {"hidden": [64, 64, 16]}}``. The parameters
@@ -71,12 +73,14 @@ def repair(
     Raises: UsageError for what you can mend, UnsupportedNetworkError for a module that
         cannot be read or bounded, SoundnessError if an attack falsifies a proof.
     """
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise UsageError(f"count is {count!r}: it must be an integer, at least 1, or None")
     given: dict[str, dict[str, Any]] = {
         "plan": {"indicator": indicator, "verifier": verifier},
         "run": {"seed": seed},
     }
     chosen = {s: {n: v for n, v in o.items() if v is not None} for s, o in given.items()}
-    asked = {"epsilon": epsilon, "input_range": list(input_range)}
+    asked = {"epsilon": epsilon, "input_range": list(input_range or ())}
     asked |= {"data": "given", "network": type(network).__name__}
     beneath: list[Layer] = [] if preset is None else [{"run": {"preset": preset}}]
     layers: list[Layer] = [*beneath, settings or {}, chosen, {"problem": asked}]

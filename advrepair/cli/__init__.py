@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from advrepair.cli import plugins, run
+from advrepair.cli import check, plugins, run
 from advrepair.core.errors import AdvrepairError
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+app.command("check")(check.check)
 app.command("plugins")(plugins.plugins)
 
 

@@ -62,7 +62,9 @@ def _headline(report: Mapping[str, Any]) -> str:
         which = "the" if certified == total else ("that" if certified == 1 else "those")
         centres = f"{certified} centre" + ("" if certified == 1 else "s")
         near = f"within {problem['epsilon']:g} of {which} {centres}"
-        line += f"; every input {near} keeps its label"
+        bounds = problem.get("input_range")
+        within = f" and in [{bounds[0]:g}, {bounds[1]:g}]" if bounds else ""
+        line += f"; every input {near}{within} keeps its label"
     rest = [f"{counts[key]} {key}" for key in ("falsified", "unknown") if counts.get(key)]
     return f"{line}; {', '.join(rest)}" if rest else line
 

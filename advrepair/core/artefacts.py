@@ -36,8 +36,9 @@ class Folder:
     """One run folder; ``partial`` beside it holds the work until it is complete."""
 
     path: Path
-    # Folders above that were made for this run, innermost first.
+    # Folders above that were made for this run, innermost first; whether partial was too.
     made: list[Path] = field(factory=list)
+    began: bool = False
 
     @property
     def partial(self) -> Path:
@@ -95,10 +96,11 @@ class Folder:
     def _start(self, configuration: str, manifest: Mapping[str, Any], force: bool) -> None:
         if force and self.partial.exists():
             shutil.rmtree(self.partial)
+        self.began = not self.partial.exists()
         self.made = [above for above in self.partial.parents if not above.exists()]
         self.partial.mkdir(parents=True, exist_ok=True)
-        write_json(self.partial / "manifest.json", manifest)
         write_text(self.partial / "run.toml", configuration)
+        write_json(self.partial / "manifest.json", manifest)
 
     def publish(self) -> None:
         """Put the complete run in its place, in one step."""
@@ -111,7 +113,9 @@ class Folder:
             shutil.rmtree(self.old)
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind of a run that began here; what is resumed is kept."""
+        if not self.began:
+            return
         shutil.rmtree(self.partial, ignore_errors=True)
         for above in self.made:
             if above.exists() and not any(above.iterdir()):
@@ -258,6 +262,16 @@ def write_certificate(
     )
 
 
+def check_digest(folder: Path) -> None:
+    """Raises UsageError if repaired.safetensors is not the file its certificate is about."""
+    name = "repaired.safetensors"
+    if not (folder / "certificate.json").exists() or not (folder / name).exists():
+        return
+    stated = read_json(folder / "certificate.json").get("files", {}).get(name)
+    if stated != file_digest(folder / name):
+        raise UsageError(f"{folder / name} was changed after it was certified: repair again")
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as file:
@@ -297,9 +311,12 @@ class Checkpoint:
     folder: Path
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """Tensors saved under a name, or None."""
+        """Tensors saved under a name; None if there are none, or the file is damaged."""
         path = self.folder / f"checkpoint-{name}.safetensors"
-        return read_tensors(path)[0] if path.exists() else None
+        try:
+            return read_tensors(path)[0] if path.exists() else None
+        except UsageError:
+            return None
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors for a resume."""

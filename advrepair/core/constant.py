@@ -57,7 +57,8 @@ def constant_bank(worklist: Worklist, bounder: Bounder) -> tuple[PatchBank, Tens
     each = 4 * bounder.template.parameters_count + 8 * worklist.proof.A[0].numel()
     for index in chunks(count, 4 * each, bounder.memory):
         stack, good = constant_patches(index, worklist, bounder)
-        stacks.append(stack)
+        kept = {n: torch.where(good.view(-1, *[1] * (t.dim() - 1)), t, 0) for n, t in stack.items()}
+        stacks.append(kept)
         proved.append(good)
     joined = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
     return PatchBank(bounder.template, joined), torch.cat(proved)

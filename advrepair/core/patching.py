@@ -99,15 +99,25 @@ class PatchBank(nn.Module):
         if not len(pairs):
             return logits
         used, counts = pairs[:, 0].unique_consecutive(return_counts=True)
-        per_patch = max(1, sum(t[0].numel() * t.element_size() for t in self.stack.values()))
         ends = counts.cumsum(0)
-        for part in torch.arange(len(used)).split(max(1, _CHUNK_BYTES // per_patch)):
+        for part in self._parts(counts, x[:1].numel() * x.element_size()):
             first, last = int(part[0]), int(part[-1])
             begin = int(ends[first] - counts[first])
             queries = pairs[begin : int(ends[last]), 1]
             values = self._evaluate(used[part], counts[part], x[queries])
             logits = logits.index_add(0, queries, values)
         return logits
+
+    def _parts(self, counts: Tensor, row: int) -> list[Tensor]:
+        """Runs of patches whose weights, and whose queries padded to one number, are few bytes."""
+        weights = sum(t[0].numel() * t.element_size() for t in self.stack.values())
+        parts, begin, most = [], 0, 0
+        for index, count in enumerate(counts.tolist()):
+            most, length = max(most, count), index - begin + 1
+            if index > begin and length * max(weights, most * row) > _CHUNK_BYTES:
+                parts.append(torch.arange(begin, index))
+                begin, most = index, count
+        return [*parts, torch.arange(begin, len(counts))]
 
     def _evaluate(self, used: Tensor, counts: Tensor, x: Tensor) -> Tensor:
         """Patch used[i] on its counts[i] queries, which lie one after the other in x."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from advrepair.core.constant import constant_bank
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Rates, rates, routing
-from advrepair.core.graph import Network
+from advrepair.core.graph import Network, size
 from advrepair.core.inputs import clip_of, read_inputs
 from advrepair.core.patching import RepairedNetwork, attach, patch_template
 from advrepair.core.properties import refuse_contradictions
@@ -180,7 +181,8 @@ def _train(
     result = Trained.nothing_yet(len(repaired.bank))
     if run.checkpoint:
         for name in run.checkpoint.names("patches"):
-            _restore(run.checkpoint.load(name) or {}, repaired, result)
+            if saved := run.checkpoint.load(name):
+                _restore(saved, repaired, result)
     with run.stage("training", len(repaired.bank)) as advance:
         advance(int(result.settled.sum()))
 
@@ -266,6 +268,10 @@ def check_bounds(network: Network, plan: Configuration) -> None:
     plan.certifier.prepare(network, _rounding(network, plan))
     rows, memory = network.outputs - 1, int(plan.run.memory * 2**30)
     chunks(1, bytes_per_box(network, rows), memory)
+    # Counted before any weight is made: the sizes may be absurd.
+    sizes = [size(network.input_shape), *plan.patch.hidden, network.outputs]
+    parameters = sum((a + 1) * b for a, b in pairwise(sizes))
+    fitting(1, 4 * 12 * parameters, memory)
     fitting(1, bytes_per_patch(patch_template(network, plan.patch.hidden), rows, 1), memory)
 
 

@@ -144,11 +144,11 @@ def _base(
 
 def _better(own: LinearBound, inherited: LinearBound, box: Box) -> LinearBound:
     """Row by row, whichever is higher at its lowest point of the box."""
-    take = own.minimum(box) >= inherited.minimum(box)
+    take = own.minimum(box) >= inherited.minimum(box).nan_to_num(-torch.inf)
     A = torch.where(take.view(*take.shape, *[1] * (own.A.dim() - 2)), own.A, inherited.A)
     sizes = own.magnitude
     if sizes is not None and inherited.magnitude is not None:
-        sizes = torch.minimum(sizes, inherited.magnitude)
+        sizes = torch.fmin(sizes, inherited.magnitude)
     return LinearBound(A, torch.where(take, own.b, inherited.b), sizes)
 
 

@@ -11,7 +11,7 @@ from advrepair.checker.network import Network
 from advrepair.core.box import Box
 from advrepair.core.rounding import Rounding
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
-from advrepair.testing.networks import NETWORKS, absorbing, fully_connected, tiny
+from advrepair.testing.networks import NETWORKS, Sketch, absorbing, fully_connected, tiny
 from advrepair.testing.oracle import exact_minimum
 
 
@@ -164,3 +164,45 @@ def test_each_step_and_its_transposed(name):
         rows = generator.normal(size=y.shape)
         assert np.allclose((rows * y).sum(1), (step.back(rows) * x).sum(1))
         assert (np.abs(y) <= step.apply(np.abs(x), True) + 1e-12).all()
+
+
+def test_values_that_are_used_several_times():
+    """Without ReLU the bounds of a sum of many paths are exact but for rounding."""
+    sketch = Sketch(0, (3,)).linear(3)
+    first = sketch.last
+    sketch.linear(3).add(first)
+    network = sketch._emit("add", inputs=(first, sketch.last)).add(first).linear(2).finish()
+    box, C = some_boxes(network, 1)
+    found, _ = lowest(network, box, C, "real")
+    tensors = {n: t.double() for n, t in network.tensors.items()}
+
+    def f(x):
+        return network.apply_tensors(tensors, x[None])[0]
+
+    for i in range(len(box)):
+        low, high = box.lower[i].double(), box.upper[i].double()
+        A = C[i].double() @ torch.autograd.functional.jacobian(f, low)
+        exact = C[i].double() @ f((low + high) / 2) - A.abs() @ ((high - low) / 2)
+        assert np.allclose(found[i], exact.numpy(), atol=1e-12)
+        assert (found[i] < exact.numpy()).all()
+
+
+def test_the_sum_of_network_and_patch_is_rounded():
+    """1 + 0.9 u is 1 in float32, although both terms are exact."""
+    flat = {"name": "f", "kind": "reshape", "inputs": ["input"], "shape": [2]}
+    flat |= {"tensors": {}, "settings": {}}
+    base = Network({"input_shape": [2], "operations": [flat]}, {})
+    roles = {"weight": "w", "bias": "b"}
+    last = {**flat, "name": "g", "kind": "linear", "tensors": roles}
+    tensors = {"w": np.zeros((2, 2), np.float32), "b": np.float32([0.9 * 2.0**-24, 0])}
+    patch = Network({"input_shape": [2], "operations": [last]}, tensors)
+    point = (np.ones((1, 2)),) * 2
+    C, d = np.array([[[1.0, 0.0]]]), np.array([[-1.0]])
+
+    def margin(level):
+        regions = [Region(net, level, point, "area") for net in (base, patch)]
+        return row_margins(*regions, C, d, np.arange(1)).item()
+
+    assert margin("real") > 0
+    assert margin("deployed-float64") > 0
+    assert margin("deployed-float32") <= 0

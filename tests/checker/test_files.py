@@ -1,7 +1,10 @@
 """Files that are not what they seem: a reason, never a crash or a large allocation."""
 
+import hashlib
 import json
+import os
 import pickle
+import shutil
 import struct
 
 import numpy as np
@@ -74,9 +77,6 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("file", ["repaired.safetensors", "certificate.safetensors"])
 def test_malformed_tensors_are_invalid(name, file, tmp_path, folder):
-    import hashlib
-    import shutil
-
     target = shutil.copytree(folder, tmp_path / "run")
     (target / file).write_bytes(BROKEN[name])
     claim = json.loads((target / "certificate.json").read_text())
@@ -94,8 +94,6 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "{}", '{"files": 3}', "[" * 10**6])
 def test_malformed_json_is_invalid(text, tmp_path, folder):
-    import shutil
-
     target = shutil.copytree(folder, tmp_path / "run")
     (target / "certificate.json").write_text(text)
     assert verdict(target).word == "INVALID"
@@ -113,3 +111,20 @@ def test_any_bytes_are_read_or_refused(data):
 def test_a_repeated_key_is_refused():
     with pytest.raises(Malformed, match="repeated"):
         parse_json('{"status": "unknown", "status": "certified"}', "x")
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "certificate.json")
+    with pytest.raises(FileNotFoundError):
+        verdict(tmp_path)
+
+
+def test_a_reason_is_one_short_line(tmp_path, folder):
+    target = shutil.copytree(folder, tmp_path / "run")
+    claim = json.loads((target / "certificate.json").read_text())
+    claim["level"] = "\ud800 a line\nof " + 10_000 * "words "
+    (target / "certificate.json").write_text(json.dumps(claim))
+    line = verdict(target).line
+    assert line.startswith("INVALID: level ")
+    assert len(line.encode()) < 400
+    assert line.count("\n") == 0

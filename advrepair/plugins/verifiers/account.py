@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advrepair.core.box import Box
 from advrepair.core.graph import Network, Operation, size
-from advrepair.core.rounding import UNIT64, Rounding, above, gamma
+from advrepair.core.rounding import UNDERFLOW, UNIT64, Rounding, above, gamma
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.affine import PULL, fan_in, without_bias
 from advrepair.plugins.verifiers.relaxations import Relaxation
@@ -124,7 +124,7 @@ class Account:
             self.error = self.error + 2 * UNIT64 * self.b.abs()
 
     def _total(self) -> Tensor:
-        return above(self.error + 4 * UNIT64 * self.b.abs())
+        return above(self.error + 4 * UNIT64 * self.b.abs()) + UNDERFLOW
 
     def _shape(self, name: str) -> tuple[int, ...]:
         shapes = {op.name: op.shape for op in self.network.operations}

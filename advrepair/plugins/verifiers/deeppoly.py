@@ -88,7 +88,8 @@ class _Propagation:
     def __attrs_post_init__(self) -> None:
         center, radius = self.box.center, self.box.radius
         if self.rounding:
-            self.sizes[INPUT] = torch.maximum(self.box.lower.abs(), self.box.upper.abs())
+            size = torch.maximum(self.box.lower.abs(), self.box.upper.abs())
+            self.sizes[INPUT] = self.rounding.overflowing(size)
         # The midpoint and the half width of float64 faces are rounded once each.
         error = 4 * UNIT64 * self.sizes[INPUT] if self.rounding else torch.zeros_like(radius)
         self.shallow[INPUT] = Shallow(center, radius, error, mixed=False)
@@ -106,7 +107,10 @@ class _Propagation:
     def _measure(self, op: Operation, rounding: Rounding) -> None:
         terms = fan_in(op, self.params)
         inputs = [self.sizes[name] for name in op.inputs]
-        total = rounding.overflowing(above(STEPS[op.kind](op, self._absolute(op), inputs)))
+        total = above(STEPS[op.kind](op, self._absolute(op), inputs))
+        # A pool is summed before it is divided.
+        share = terms if op.kind == "avg_pool2d" else 1
+        total = rounding.overflowing(total * share) / share
         self.sums[op.name] = total
         rate = rounding.relative(terms, terms) if terms else 0.0
         self.sizes[op.name] = total * (1 + rate) + rounding.absolute(terms)
@@ -119,7 +123,7 @@ class _Propagation:
         lower, upper = self._interval(source)
         self.relaxed[op.name] = relu(lower, upper, self.slope, self.rounding is not None)
         if self.rounding:
-            reach = torch.maximum(lower.abs(), upper.abs())
+            reach = self.rounding.overflowing(torch.maximum(lower.abs(), upper.abs()))
             self.sizes[source] = torch.minimum(self.sizes[source], reach)
             self.sizes[op.name] = torch.minimum(self.sizes[op.name], upper.clamp(min=0))
 
@@ -163,8 +167,11 @@ class _Propagation:
         rows = rows + torch.zeros_like(next(iter(self.params.values())).flatten()[:1])
         ends = self._least(index, rows)
         lower, upper = ends[:, :units], -ends[:, units:]
-        # Rounding may cross the ends of a very small interval.
-        return lower.unflatten(1, shape), torch.maximum(lower, upper).unflatten(1, shape)
+        if self.rounding:  # rigorous ends that cross would be wrong; NaN proves nothing
+            upper = torch.where(lower <= upper, upper, torch.nan)
+        else:  # rounding may cross the ends of a very small interval
+            upper = torch.maximum(lower, upper)
+        return lower.unflatten(1, shape), upper.unflatten(1, shape)
 
     def back_substitute(self, index: int, rows: Tensor, b: Tensor) -> LinearBound:
         """Rows over the value of operation ``index`` become rows over the input.

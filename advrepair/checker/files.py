@@ -1,0 +1,90 @@
+"""Reading the three files: each once, its hash from the same bytes, nothing trusted.
+
+A safetensors file is eight bytes of header length (little endian), a JSON header that maps
+names to dtype, shape and byte offsets, and raw numbers: no pickle, no code, and no
+allocation larger than the file.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Tensors = dict[str, Array]
+_DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "BOOL": "|b1"}
+_LARGEST = 2**32  # bytes of a file
+
+
+class Malformed(ValueError):
+    """The folder contradicts itself or its format: INVALID."""
+
+
+class Unsupported(Exception):
+    """Nothing is wrong, but this checker cannot follow it: INCOMPLETE."""
+
+
+def demand(condition: object, reason: str) -> None:
+    """Raises Malformed with the reason unless the condition holds."""
+    if not condition:
+        raise Malformed(reason)
+
+
+def read(path: Path) -> bytes:
+    """A file's bytes; raises OSError if it is none, such as a pipe, which would not end."""
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    size = path.stat().st_size
+    demand(size <= _LARGEST, f"{path.name}: {size} bytes are more than {_LARGEST}")
+    with open(path, "rb") as file:
+        return file.read(size)
+
+
+def parse_json(data: bytes | str, name: str) -> Any:
+    """JSON without repeated keys, about which readers disagree."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        demand(len(dict(pairs)) == len(pairs), "a key is repeated")
+        return dict(pairs)
+
+    try:
+        return json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"{name}: {error}") from None
+
+
+def parse_tensors(data: bytes, name: str) -> tuple[Tensors, dict[str, Any]]:
+    """The arrays of a safetensors file and its header's own JSON, ``advrepair``."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    demand(8 < end <= len(data), f"{name}: shorter than its header says")
+    header = parse_json(data[8:end], name)
+    extra, tensors, spans = header.pop("__metadata__"), {}, [(0, 0), (len(data) - end,) * 2]
+    for key, entry in header.items():
+        dtype, shape, (begin, stop) = _DTYPES.get(entry["dtype"]), *map(entry.get, _PLACE)
+        numbers = [begin, stop, *shape]
+        demand(all(type(n) is int and n >= 0 for n in numbers), f"{name}: {key!r}: {numbers}")
+        demand(dtype and end + stop <= len(data), f"{name}: {key!r}: dtype or offsets")
+        count = math.prod(shape)
+        demand(stop - begin == count * np.dtype(dtype).itemsize, f"{name}: {key!r}: its size")
+        tensors[key] = np.frombuffer(data, dtype, count, end + begin).reshape(shape)
+        spans.append((begin, stop))
+    joined = all(a[1] == b[0] for a, b in itertools.pairwise(sorted(spans)))
+    demand(joined, f"{name}: its arrays overlap, or bytes belong to none")
+    return tensors, parse_json(extra["advrepair"], name)
+
+
+_PLACE = ("shape", "data_offsets")
+
+
+def network_digest(structure: Any, tensors: Tensors) -> str:
+    """SHA-256 of a network's operations and weights, as the certificate names it."""
+    digest = hashlib.sha256(json.dumps(structure, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:torch.{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
