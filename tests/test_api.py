@@ -163,3 +163,21 @@ def test_load_gives_the_deployed_function(tmp_path):
 def test_load_of_no_run_says_so(tmp_path):
     with pytest.raises(advrepair.UsageError, match="is its folder a complete run"):
         advrepair.load(tmp_path)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3"])
+def test_a_count_that_is_none_is_told(count):
+    x, y = some_data()
+    with pytest.raises(advrepair.UsageError, match="it must be an integer, at least 1, or None"):
+        advrepair.repair(a_module(), x, y, epsilon=0.1, count=count)
+
+
+def test_a_changed_network_is_not_loaded(tmp_path):
+    x, y = some_data()
+    advrepair.repair(a_module(), x, y, epsilon=0.1, count=3).save(tmp_path)
+    path = tmp_path / "repaired.safetensors"
+    stored = bytearray(path.read_bytes())
+    stored[-1] ^= 1
+    path.write_bytes(stored)
+    with pytest.raises(advrepair.UsageError, match="was changed after it was certified"):
+        advrepair.load(tmp_path)

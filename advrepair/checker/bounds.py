@@ -64,12 +64,18 @@ class Region:
         self.high.append(high)
         self.most.append(np.maximum(-low, high))
         self.valid &= (np.isfinite(low) & np.isfinite(high)).all(1)
+        self.valid &= (self.most[-1] < 2.0**500).all(1)
 
-    def deployed(self, terms: int, total: Array) -> Array:
-        """E for absolute terms that sum to at most total; infinite where nothing is proved."""
+    def deployed(self, terms: int, total: Array, before: int = 1) -> Array:
+        """E for absolute terms that sum to at most total; infinite where nothing is proved.
+
+        before: what the sum was that many times as large as, before a division.
+        """
         unit, subnormal, largest = LEVELS[self.level]
         k = terms + 2
-        return np.where(total < largest, k * unit / (1 - k * unit) * total + k * subnormal, np.inf)
+        return np.where(
+            total * before < largest, k * unit / (1 - k * unit) * total + k * subnormal, np.inf
+        )
 
     def _affine(self, step: Step) -> Box:
         """Interval arithmetic with a centre and a radius that cover [low, high]."""
@@ -86,7 +92,8 @@ class Region:
             middle, reach = step.apply(centre, False) + bias, step.apply(radius, True)
             ends, size = (middle - reach, middle + reach), step.apply(total[0], True) + abs(bias)
         size = size * (1 + self.g)
-        slack = self.deployed(step.terms, size) + self.g * size + _TINY
+        before = step.terms if step.kind == "avg_pool2d" else 1
+        slack = self.deployed(step.terms, size, before) + self.g * size + _TINY
         self.slack.append(slack)
         return ends[0] - slack, ends[1] + slack
 

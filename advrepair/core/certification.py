@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from advrepair.core.attacking import Advance, Problem, counterexamples_left
@@ -58,7 +59,8 @@ def certify(
     Sound: the rigorous margin of every group on every piece of its box must be positive, the
     pieces cover the box because only bisection made them, and :func:`routed` sees to it that
     every point of the box meets a patch that is proved for it.
-    Raises SoundnessError if the attack falsifies a certified property.
+    Raises SoundnessError if the attack, in the arithmetic of the claim, falsifies a certified
+    property.
     """
     margin = piece_margins(repaired, worklist, bounder)
     least = torch.full((len(problem.properties),), torch.inf, dtype=torch.float64)
@@ -66,7 +68,11 @@ def certify(
     proved = routed(least > 0, repaired.box, repaired.patch)
     hit = torch.zeros_like(proved)
     if attack is not None:
-        hit = counterexamples_left(repaired, problem, attack, seed, advance)
+        model, asked = in_arithmetic_of(bounder.rounding.level, repaired, problem)
+        hit = counterexamples_left(model, asked, attack, seed, advance)
+        if bounder.rounding.level == "real":
+            # Seen through rounding: it refutes nothing about real numbers.
+            hit &= ~proved
     if bool((hit & proved).any()):
         index = int((hit & proved).nonzero()[0])
         raise SoundnessError(
@@ -82,6 +88,20 @@ def certify(
         level=bounder.rounding.level,
         certifier=bounder.certifier.name,
         certifier_options=values(bounder.certifier),
+    )
+
+
+def in_arithmetic_of(
+    level: Level, repaired: RepairedNetwork, problem: Problem
+) -> tuple[RepairedNetwork, Problem]:
+    """Network and problem in the format that a claim speaks about; float64 for real numbers."""
+    dtype = torch.float32 if level == "deployed-float32" else torch.float64
+    if repaired.base.dtype == dtype:
+        return repaired, problem
+    asked = problem.properties
+    wide = evolve(asked, box=asked.box.to(dtype), center=asked.center.to(dtype))
+    return copy.deepcopy(repaired).to(dtype), evolve(
+        problem, properties=wide, x_adv=problem.x_adv.to(dtype)
     )
 
 

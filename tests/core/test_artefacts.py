@@ -286,3 +286,22 @@ def test_reading_json(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(UsageError, match=r"report\.json cannot be read"):
             read_json(folder / "report.json")
+
+
+def test_what_is_resumed_survives_an_error(folder):
+    folder.claim("a = 1\n", MANIFEST, force=False, resume=False)
+    Checkpoint(folder.partial).save("x", {"a": torch.ones(1)})
+    again = Folder(folder.path)
+    assert again.claim("a = 1\n", MANIFEST, force=False, resume=True) is False
+    again.discard()
+    assert Checkpoint(folder.partial).names("x") == ["x"]
+    folder.discard()
+    assert not folder.partial.exists()
+
+
+def test_a_damaged_checkpoint_is_as_good_as_none(folder):
+    folder.claim("a = 1\n", MANIFEST, force=False, resume=False)
+    kept = Checkpoint(folder.partial)
+    kept.save("x", {"a": torch.ones(1)})
+    (folder.partial / "checkpoint-x.safetensors").write_bytes(b"short")
+    assert kept.load("x") is None

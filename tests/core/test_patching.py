@@ -192,3 +192,28 @@ def test_identifiers_of_patches_follow_the_properties_they_serve():
     assert patch_identifiers(properties[order], turned) == (ids[1], ids[0])
     alone = patch_identifiers(properties, Assignment(torch.arange(4), tuple("abcd")))
     assert len({*alone, *ids}) == 6
+
+
+def test_skewed_routing_is_not_padded_to_the_busiest_patch(monkeypatch):
+    """One patch with all queries beside many with one: padding would multiply the memory."""
+    network = fully_connected(3, (6, 12, 12, 4))
+    template = patch_template(network, ())
+    stack = {n: torch.randn(50, *t.shape) for n, t in template.tensors.items()}
+    bank = PatchBank(template, stack)
+    x = torch.rand(200, 6)
+    gates = torch.zeros(200, 50, dtype=torch.bool)
+    gates[:, 7] = True
+    gates[torch.arange(50), torch.arange(50)] = True
+    logits = network(x)
+    whole = bank.add_to(logits, x, gates)
+    sizes = []
+    plain = bank._evaluate
+
+    def watched(used, counts, x):
+        sizes.append(len(used) * int(counts.max()))
+        return plain(used, counts, x)
+
+    monkeypatch.setattr(patching, "_CHUNK_BYTES", 200 * 6 * 4)
+    monkeypatch.setattr(bank, "_evaluate", watched)
+    assert torch.allclose(bank.add_to(logits, x, gates), whole, atol=1e-5)
+    assert max(sizes) <= 200 and len(sizes) < 50

@@ -1,5 +1,7 @@
 """DeepPoly: as tight as the reference, never above the truth, the same in any batch."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -241,3 +243,48 @@ def test_a_deployed_network_that_may_overflow_is_not_proved() -> None:
     case = Case("overflowing", network, box, C, d)
     function = DeepPoly().prepare(network, Rounding("deployed-float32"))
     assert not bool((Trial(case, function, rigorous=True).minimum() > 0).any())
+
+
+def _rows(network: Network, box: Box, level: Level) -> torch.Tensor:
+    K = network.outputs
+    C, d = torch.ones(1, 1, K).double(), torch.zeros(1, 1).double()
+    case = Case("extreme", network, box, C, d)
+    function = DeepPoly().prepare(network, Rounding(level))
+    return Trial(case, function, rigorous=True).minimum()
+
+
+@pytest.mark.parametrize("level", ["deployed-float32", "deployed-float64"])
+def test_a_pool_that_may_overflow_before_it_divides_is_not_proved(level: Level) -> None:
+    """Sixteen values of 2^125 sum to 2^129, although their mean is 2^125."""
+    big = 125 if level == "deployed-float32" else 1021
+    operations = [
+        Operation("up", "scale", (INPUT,), (1, 4, 4), {"weight": "up"}),
+        Operation(
+            "pool", "avg_pool2d", ("up",), (1, 1, 1), {}, {"kernel_size": (4, 4), "stride": (4, 4)}
+        ),
+        Operation("down", "scale", ("pool",), (1, 1, 1), {"weight": "down"}),
+        Operation("flat", "reshape", ("down",), (1,)),
+    ]
+    dtype = torch.float32 if level == "deployed-float32" else torch.float64
+    up = torch.full((1, 1, 1), 2.0**big, dtype=dtype)
+    network = Network(operations, {"up": up, "down": 1 / up}, (1, 4, 4))
+    x = torch.ones(1, 1, 4, 4).double()
+    assert not bool(torch.isfinite(network(x.to(dtype))).all())
+    assert not bool((_rows(network, Box(x, x), level) > 0).any())
+
+
+@pytest.mark.parametrize("level", ["real", "deployed-float64"])
+def test_rows_that_underflow_prove_nothing(level: Level) -> None:
+    """-1e250 x 1e-200 x 1e-200 + 1e-155 is negative; a row that became 0 would miss it."""
+    weights = {"a": -1e250, "b": 1e-200, "c": 1e-200}
+    tensors = {name: torch.tensor([[value]]).double() for name, value in weights.items()}
+    tensors["bias"] = torch.tensor([1e-155]).double()
+    names = [INPUT, "a", "b", "c"]
+    operations = [
+        Operation(name, "linear", (before,), (1,), {"weight": name})
+        for before, name in pairwise(names)
+    ]
+    operations[-1] = Operation("c", "linear", ("b",), (1,), {"weight": "c", "bias": "bias"})
+    network = Network(operations, tensors, (1,))
+    x = torch.ones(1, 1).double()
+    assert not bool((_rows(network, Box(x, x), level) > 0).any())
