@@ -82,7 +82,7 @@ def certify(
     return Certificate(
         status=tuple(_status(p, h) for p, h in zip(proved.tolist(), hit.tolist(), strict=True)),
         margin=least,
-        constant=constant_patches(repaired)[repaired.patch],
+        constant=are_constant(repaired)[repaired.patch],
         piece_margin=margin,
         worklist=worklist,
         level=bounder.rounding.level,
@@ -130,7 +130,7 @@ def piece_margins(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounde
     return margin
 
 
-def constant_patches(repaired: RepairedNetwork) -> Tensor:
+def are_constant(repaired: RepairedNetwork) -> Tensor:
     """Patches that add the same non-zero numbers to every input, bool [Q]."""
     weight, bias = (repaired.bank.stack[name] for name in last_layer(repaired.bank.template))
     return (weight == 0).flatten(1).all(1) & (bias != 0).any(1)

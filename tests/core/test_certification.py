@@ -12,7 +12,7 @@ from problems import a_network, a_problem, some_data, some_parts, the_balls
 from advrepair.core import training
 from advrepair.core.attacking import Problem
 from advrepair.core.box import Box
-from advrepair.core.certification import certify, constant_patches, piece_margins, routed
+from advrepair.core.certification import are_constant, certify, piece_margins, routed
 from advrepair.core.constant import constant_patches as constants
 from advrepair.core.errors import SoundnessError
 from advrepair.core.types import LinearBound, SplitPlan, Status
@@ -177,9 +177,9 @@ def test_nan_proves_nothing(monkeypatch):
 
 def test_a_patch_that_adds_nothing_is_not_called_constant():
     parts = some_parts(hidden=(4,))
-    assert constant_patches(parts.repaired).tolist() == [False] * 6
+    assert are_constant(parts.repaired).tolist() == [False] * 6
     mend(parts, 2, 3)
-    assert constant_patches(parts.repaired).nonzero()[:, 0].tolist() == [2, 3]
+    assert are_constant(parts.repaired).nonzero()[:, 0].tolist() == [2, 3]
 
 
 def with_constant(parts, value):

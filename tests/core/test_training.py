@@ -9,7 +9,7 @@ from problems import Mixed, Parts, a_network, a_problem, some_data, some_parts, 
 
 from advrepair.core import config, training
 from advrepair.core.attacking import Problem
-from advrepair.core.certification import constant_patches, piece_margins
+from advrepair.core.certification import are_constant, piece_margins
 from advrepair.core.interfaces import Refiner
 from advrepair.core.training import Trained, patch_chunks, train
 from advrepair.core.types import LinearBound, SplitPlan
@@ -62,7 +62,7 @@ def test_it_ends_with_the_proof(hidden, optimiser):
     parts = some_parts(hidden=hidden)
     assert parts.properties.violated(parts.repaired(parts.problem.x_adv)).all()
     result, told = run(parts, optimiser=optimiser, lr=1.0 if optimiser == "polyak" else 0.05)
-    assert proved(parts).all() and not constant_patches(parts.repaired).any()
+    assert proved(parts).all() and not are_constant(parts.repaired).any()
     assert not parts.properties.violated(parts.repaired(parts.problem.x_adv)).any()
     assert (result.epochs > 0).all() and (result.epochs < 10 * 25).all()
     assert result.settled.all() and told == [(list(range(6)), False)]
@@ -119,7 +119,7 @@ def test_what_is_not_proved_falls_back_to_a_constant(fallback):
     parts = some_parts(verifier=Vague())
     result, _ = run(parts, epochs=2, rounds=1, fallback=fallback)
     assert result.epochs.tolist() == [2] * 6
-    assert torch.equal(constant_patches(parts.repaired), torch.full((6,), fallback))
+    assert torch.equal(are_constant(parts.repaired), torch.full((6,), fallback))
     assert proved(parts).all() if fallback else not proved(parts).any()
     hits = parts.properties.violated(parts.repaired(parts.problem.x_adv))
     assert not hits.any() or not fallback
@@ -131,7 +131,7 @@ def test_a_constant_that_is_not_proved_does_not_replace_what_was_trained():
     run(parts, epochs=2, rounds=1, fallback=True)
     run(plain, epochs=2, rounds=1, fallback=False)
     assert not proved(parts).all()
-    kept = ~constant_patches(parts.repaired)
+    kept = ~are_constant(parts.repaired)
     for name, t in parts.repaired.bank.stack.items():
         assert torch.equal(t[kept], plain.repaired.bank.stack[name][kept])
 
@@ -264,5 +264,5 @@ def test_a_group_of_several_rows_is_trained_to_a_proof(hidden):
     assert bool(never.violated(parts.repaired(problem.x_adv)).any())
     run(parts)
     assert (piece_margins(parts.repaired, parts.worklist, parts.bounder) > 0).all()
-    assert not bool(constant_patches(parts.repaired).any())
+    assert not bool(are_constant(parts.repaired).any())
     assert not bool(never.violated(parts.repaired(problem.x_adv)).any())

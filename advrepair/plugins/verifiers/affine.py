@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from attrs import evolve
 from torch import Tensor
 
-from advrepair.core.graph import STEPS, Operation, integers, size
+from advrepair.core.errors import UnsupportedNetworkError
+from advrepair.core.graph import INPUT, STEPS, Network, Operation, integers, size
 
 Tensors = Mapping[str, Tensor]
 Pulled = tuple[Tensor, Tensor | None]
@@ -101,3 +102,19 @@ def without_bias(op: Operation) -> Operation:
     """The linear part of an affine operation."""
     tensors = {role: name for role, name in op.tensors.items() if role != "bias"}
     return evolve(op, tensors=tensors)
+
+
+def check_supported(network: Network, verifier: str) -> None:
+    """Raises UnsupportedNetworkError unless every operation can be back-substituted."""
+    shapes = {INPUT: network.input_shape} | {op.name: op.shape for op in network.operations}
+    for op in network.operations:
+        if op.kind not in PULL and op.kind not in ("relu", "add"):
+            raise UnsupportedNetworkError(
+                f"network: node {op.name!r} ({op.kind}) has no rule in verifier {verifier!r}; "
+                "replace the node or choose another verifier"
+            )
+        if op.kind in ("scale", "add") and any(shapes[name] != op.shape for name in op.inputs):
+            raise UnsupportedNetworkError(
+                f"network: node {op.name!r} ({op.kind}) broadcasts its input "
+                f"{shapes[op.inputs[0]]} to {op.shape}, which verifier {verifier!r} cannot bound"
+            )

@@ -10,14 +10,18 @@ from attrs import define, field, frozen
 from torch import Tensor
 
 from advrepair.core.box import Box
-from advrepair.core.errors import UnsupportedNetworkError
 from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.options import option
 from advrepair.core.rounding import UNIT64, Rounding, above
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.account import Account, Shallow
-from advrepair.plugins.verifiers.affine import DIAGONAL, PULL, fan_in, without_bias
+from advrepair.plugins.verifiers.affine import (
+    DIAGONAL,
+    check_supported,
+    fan_in,
+    without_bias,
+)
 from advrepair.plugins.verifiers.relaxations import SLOPES, Relaxation, relu
 
 
@@ -51,22 +55,6 @@ class DeepPoly(Verifier):
             return state.back_substitute(len(network.operations) - 1, C, d)
 
         return bound
-
-
-def check_supported(network: Network, verifier: str) -> None:
-    """Raises UnsupportedNetworkError unless every operation can be back-substituted."""
-    shapes = {INPUT: network.input_shape} | {op.name: op.shape for op in network.operations}
-    for op in network.operations:
-        if op.kind not in PULL and op.kind not in ("relu", "add"):
-            raise UnsupportedNetworkError(
-                f"network: node {op.name!r} ({op.kind}) has no rule in verifier {verifier!r}; "
-                "replace the node or choose another verifier"
-            )
-        if op.kind in ("scale", "add") and any(shapes[name] != op.shape for name in op.inputs):
-            raise UnsupportedNetworkError(
-                f"network: node {op.name!r} ({op.kind}) broadcasts its input "
-                f"{shapes[op.inputs[0]]} to {op.shape}, which verifier {verifier!r} cannot bound"
-            )
 
 
 @define(eq=False)

@@ -11,8 +11,7 @@ from advrepair.core.graph import INPUT, STEPS, Network
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import LinearBound
-from advrepair.plugins.verifiers.affine import without_bias
-from advrepair.plugins.verifiers.deeppoly import check_supported
+from advrepair.plugins.verifiers.affine import check_supported, without_bias
 
 
 @frozen
