@@ -12,8 +12,11 @@ from torch import Tensor
 from advrepair.core.errors import UsageError
 from advrepair.core.rounding import round_down, round_up
 
-_PROBES = 24  # coordinates compared before the rest; any number is exact
-_BLOCK = 2048  # rows compared at a time, for bounded memory
+# Coordinates compared before the rest: a few for all pairs, more for those that are left. Any
+# numbers are exact.
+_COARSE, _PROBES = 6, 32
+_SAMPLE = 512  # boxes looked at to choose them
+_BLOCK, _PAIRS = 1024, 2**18  # rows and pairs compared at a time, for bounded memory
 
 
 def dot(A: Tensor, value: Tensor) -> Tensor:
@@ -119,18 +122,26 @@ class Box:
             return torch.zeros(0, 2, dtype=torch.long, device=self.lower.device)
         lower, upper = self.lower.flatten(1), self.upper.flatten(1)
         low, high = other.lower.flatten(1), other.upper.flatten(1)
-        telling = lower.double().var(0, correction=0).topk(min(_PROBES, low.shape[1])).indices
+        # Any choice is exact; coordinates that vary over some of the boxes tell most apart.
+        spread = lower[:_SAMPLE].double().var(0, correction=0)
+        telling = spread.topk(min(_PROBES, low.shape[1])).indices
+        ends = (lower[:, telling].T.contiguous(), upper[:, telling].T.contiguous())
         found = []
         for start in range(0, len(low), _BLOCK):
             part = slice(start, start + _BLOCK)
-            near = torch.ones(len(low[part]), len(self), dtype=torch.bool, device=low.device)
-            for axis in telling.tolist():
-                near &= lower[:, axis] <= high[part, axis, None]
-                near &= low[part, axis, None] <= upper[:, axis]
-            for pairs in near.nonzero().split(_BLOCK):
-                i, j = pairs[:, 0] + start, pairs[:, 1]
-                full = (lower[j] <= high[i]) & (low[i] <= upper[j])
-                found.append(torch.stack([i, j], 1)[full.all(1)])
+            below, above = low[part][:, telling], high[part][:, telling]
+            near = torch.ones(len(below), len(self), dtype=torch.bool, device=low.device)
+            for k in range(min(_COARSE, len(telling))):
+                near &= ends[0][k] <= above[:, k, None]
+                near &= below[:, k, None] <= ends[1][k]
+            for pairs in near.nonzero().split(_PAIRS):
+                i, j = pairs.T
+                fine = (ends[0][:, j] <= above[i].T) & (ends[1][:, j] >= below[i].T)
+                i, j = pairs[fine.all(0)].T
+                for some in torch.arange(len(i)).split(_BLOCK):
+                    q, p = i[some] + start, j[some]
+                    full = (lower[p] <= high[q]) & (low[q] <= upper[p])
+                    found.append(torch.stack([q, p], 1)[full.all(1)])
         return torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long)
 
     def first(self, x: Tensor) -> Tensor:
