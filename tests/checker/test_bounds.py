@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from advrepair.checker.bounds import LEVELS, Region, row_margins
 from advrepair.checker.network import Network
+from advrepair.core import graph
 from advrepair.core.box import Box
+from advrepair.core.graph import Operation
 from advrepair.core.rounding import Rounding
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.testing.networks import NETWORKS, Sketch, absorbing, fully_connected, tiny
@@ -206,3 +208,24 @@ def test_the_sum_of_network_and_patch_is_rounded():
     assert margin("real") > 0
     assert margin("deployed-float64") > 0
     assert margin("deployed-float32") <= 0
+
+
+def test_a_pool_that_may_overflow_before_it_divides_proves_nothing():
+    """Sixteen values of 2^125 sum to 2^129 in float32, although their mean is 2^125."""
+    operations = [
+        Operation("up", "scale", ("input",), (1, 4, 4), {"weight": "up"}),
+        Operation(
+            "pool", "avg_pool2d", ("up",), (1, 1, 1), {}, {"kernel_size": (4, 4), "stride": (4, 4)}
+        ),
+        Operation("down", "scale", ("pool",), (1, 1, 1), {"weight": "down"}),
+        Operation("flat", "reshape", ("down",), (1,)),
+    ]
+    up = torch.full((1, 1, 1), 2.0**125)
+    network = graph.Network(operations, {"up": up, "down": 1 / up}, (1, 4, 4))
+    x = torch.ones(1, 1, 4, 4)
+    assert not bool(torch.isfinite(network(x)).all())
+    with np.errstate(all="ignore"):  # as the checker itself runs
+        found, region = lowest(network, Box(x, x), torch.ones(1, 1, 1), "deployed-float32")
+    assert not bool(region.valid[0]) or not bool((found > 0).any())
+    real, fine = lowest(network, Box(x, x), torch.ones(1, 1, 1), "real")
+    assert bool(fine.valid[0]) and bool((real > 0.99).all())
