@@ -61,12 +61,9 @@ def find_counterexamples(
         tried += int(right.sum())
         asked = balls(network, data, index[right], epsilon, clip)
         x_adv = perturb(attack, network, asked, asked.center, noise)
-        kept = asked.violated(_logits(network, x_adv)).nonzero()[:, 0][
-            : None if count is None else count - have
-        ]
-        found.append(Problem(asked[kept], x_adv[kept], index[right][kept]))
-        have += len(kept)
-        advance(len(kept))
+        found.append(_broken(network, Problem(asked, x_adv, index[right]), count, have))
+        have += len(found[-1].row)
+        advance(len(found[-1].row))
         if have == count:
             return join(found)
     if count is None and have:
@@ -100,11 +97,8 @@ def given_counterexamples(
                 f"x_adv row {row} lies outside the ball of radius {epsilon:g} around x row {row}; "
                 "use a larger --epsilon or correct the file"
             )
-        kept = asked.violated(_logits(network, x_adv)).nonzero()[:, 0][
-            : None if count is None else count - have
-        ]
-        found.append(Problem(asked[kept], x_adv[kept], index[kept]))
-        have += len(kept)
+        found.append(_broken(network, Problem(asked, x_adv, index), count, have))
+        have += len(found[-1].row)
         if have == count:
             return join(found)
     if count is None and have:
@@ -113,6 +107,13 @@ def given_counterexamples(
         f"count is {count or 'all'}: the network is wrong on {have} of the {len(data)} x_adv; "
         + (f"use --count {have}" if have else "there is nothing to repair")
     )
+
+
+def _broken(network: Network, asked: Problem, count: int | None, have: int) -> Problem:
+    """Those whose x_adv the network gets wrong, no more than are missing to count."""
+    wrong = asked.properties.violated(_logits(network, asked.x_adv)).nonzero()[:, 0]
+    kept = wrong[: None if count is None else count - have]
+    return Problem(asked.properties[kept], asked.x_adv[kept], asked.row[kept])
 
 
 def generalisation_set(
