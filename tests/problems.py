@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -40,6 +41,12 @@ SPLITTING = {
     "plan": {"indicator": "mixed", "allocator": "none"},
     "training": {"epochs": 2, "rounds": 6, "split": 2},
 }
+
+
+@contextmanager
+def untold(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A stage whose progress nobody hears of."""
+    yield lambda more: None
 
 
 @frozen

@@ -29,6 +29,7 @@ from problems import (
     some_data,
     some_parts,
     the_balls,
+    untold,
     write_inputs,
 )
 
@@ -38,7 +39,7 @@ from advrepair.core import bounding, config, patching, pipeline, training
 from advrepair.core.artefacts import read_tensors
 from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
-from advrepair.core.certification import certify, piece_margins
+from advrepair.core.certification import certify, prove
 from advrepair.core.errors import SoundnessError, UsageError
 from advrepair.core.patching import PatchBank, patch_template
 from advrepair.core.properties import robustness
@@ -170,7 +171,7 @@ def test_fact_1_the_network_is_bounded_once_per_box_whatever_the_epochs(epochs):
     split = SplitPlan(torch.tensor([0, 4]), torch.tensor([0, 0]))
     parts.worklist.split(split, parts.bounder)
     assert sum(asked) == 9 + 4
-    certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, lambda n: None)
+    certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
     assert sum(asked) == 9 + 4
 
 
@@ -182,7 +183,7 @@ def test_fact_1_bounds_of_the_network_and_of_a_patch_add_up(seed, hidden):
     stack = parts.repaired.bank.stack
     random = {n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in stack.items()}
     parts.repaired.bank.put(torch.arange(6), random)
-    margin = piece_margins(parts.repaired, parts.worklist, parts.bounder)
+    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin
     double = {n: t.double() for n, t in a_network().tensors.items()}
     for i, x in enumerate(inside(parts.properties.box, seed=seed).double()):
         weights = {n: t[i].double() for n, t in random.items()}
@@ -370,9 +371,7 @@ def test_duty_2_overlapping_boxes_with_one_demand_route_to_the_first():
     trained(parts)
     gates = parts.repaired.route(centres, network(centres))
     assert gates.tolist() == [[True, False]] * 2
-    found = certify(
-        parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, lambda n: None
-    )
+    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
     assert all(status == "certified" for status in found.status)
     for points in inside(parts.repaired.box):  # the second box too, whichever patch is on
         out = parts.repaired(points)
@@ -565,7 +564,7 @@ def test_duty_7_the_deployed_function_is_never_below_its_margin(scale, hidden):
     network = type(network)(network.operations, tensors, network.input_shape)
     parts = some_parts(a_problem(network), network, hidden)
     trained(parts)
-    margin = piece_margins(parts.repaired, parts.worklist, parts.bounder).tolist()
+    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin.tolist()
     assert all(value > 0 for value in margin)
     for i, points in enumerate(inside(parts.properties.box, 60)):
         for order in (points, points.flip(0), points[:1]):
@@ -583,8 +582,8 @@ def test_duty_7_rounding_is_not_forgotten():
     trained(parts)
     real = some_parts(parts.problem, network, level="real")
     real.repaired.bank.put(torch.arange(6), parts.repaired.bank.stack)
-    deployed = piece_margins(parts.repaired, parts.worklist, parts.bounder)
-    exact = piece_margins(real.repaired, real.worklist, real.bounder)
+    deployed = prove(parts.repaired, parts.worklist, parts.bounder).margin
+    exact = prove(real.repaired, real.worklist, real.bounder).margin
     double = {n: t.double() for n, t in tensors.items()}
     off = 0.0
     for i, points in enumerate(inside(parts.properties.box, 60)):
@@ -606,7 +605,7 @@ def test_duty_7_the_real_function_is_never_below_its_margin_and_comes_near():
     properties = robustness(x, label, 0.05, 3)
     parts = some_parts(Problem(properties, x, label), network, level="real")
     trained(parts)
-    margin = piece_margins(parts.repaired, parts.worklist, parts.bounder).tolist()
+    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin.tolist()
     stack = parts.repaired.bank.stack
     for i in range(2):
         lows = []

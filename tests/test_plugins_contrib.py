@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -23,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = sorted(path.parent for path in (ROOT / "plugins_contrib").glob("*/pyproject.toml"))
 EXAMPLE = ROOT / "plugins_contrib" / "advrepair-example-verifier"
 TUTORIAL = ROOT / "docs" / "writing-a-verifier.md"
+# Libraries that a folder adapts and does not require: without them it is listed all the same.
+ADAPTED = {"advrepair-autolirpa": "auto_LiRPA"}
 
 pytestmark = pytest.mark.skipif(not FOLDERS, reason="no checkout: no plugins_contrib/")
 
@@ -45,13 +48,22 @@ class Installed:
         required = [re.split(r"[^\w.-]", each)[0] for each in self.project["dependencies"]]
         return [name for name in required if not any(metadata.distributions(name=name))]
 
-    def python(self, *arguments: str | Path) -> str:
+    @property
+    def waits_for(self) -> str | None:
+        """The library that it adapts, if this environment does not have it."""
+        module = ADAPTED.get(self.project["name"])
+        return module if module and importlib.util.find_spec(module) is None else None
+
+    def python(self, *arguments: str | Path, code: int = 0) -> str:
         """What ``python ARGUMENTS`` prints; it starts where no sources lie."""
-        return python(*arguments, cwd=self.tests.parent, path=self.site)
+        return python(*arguments, cwd=self.tests.parent, path=self.site, code=code)
 
 
-def python(*arguments: str | Path, cwd: Path, path: Path | None = None) -> str:
-    """Stdout of a new Python; with path on PYTHONPATH. Its errors are shown if it fails."""
+def python(*arguments: str | Path, cwd: Path, path: Path | None = None, code: int = 0) -> str:
+    """What a new Python prints, with path on PYTHONPATH: stdout, or stderr if it fails with code.
+
+    Any other exit code is a failure that shows both.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
@@ -64,8 +76,9 @@ def python(*arguments: str | Path, cwd: Path, path: Path | None = None) -> str:
         encoding="utf-8",
         timeout=300,
     )
-    assert done.returncode == 0, f"{arguments} gave {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    shown = f"{arguments} gave {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, shown
+    return done.stderr if code else done.stdout
 
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
@@ -123,7 +136,11 @@ def test_it_is_listed_without_a_problem(usable: Installed) -> None:
 def test_its_verifiers_repair_the_demo(usable: Installed, tmp_path: Path) -> None:
     for name in [entry["name"] for entry in entries(usable) if entry["kind"] == "verifier"]:
         out = tmp_path / name
-        usable.python("-m", "advrepair", "run", "--verifier", name, "--count", "5", "--out", out)
+        run = ("-m", "advrepair", "run", "--verifier", name, "--count", "5", "--out", out)
+        if missing := usable.waits_for:
+            assert f"needs {missing}" in " ".join(usable.python(*run, code=2).split())
+            pytest.skip(f"not installed: {missing}")
+        usable.python(*run)
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         assert report["problem"]["verifier"] == name
         assert report["problem"]["certifier"] == "deeppoly"  # none of them is rigorous
@@ -134,6 +151,8 @@ def test_its_own_tests_pass(usable: Installed) -> None:
     pytest_alone = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
     shown = usable.python(*pytest_alone, usable.tests)
     assert re.search(r"^\d+ passed", shown, re.M), shown
+    # What needs the library that it adapts is passed over without it, and nothing else is.
+    assert ("skipped" in shown) == (usable.waits_for is not None), shown
 
 
 def test_it_imports_what_a_third_party_may(installed: Installed) -> None:

@@ -17,6 +17,7 @@ ORDER = [
     "rounding",
     "box",
     "types",
+    "branches",
     "options",
     "graph",
     "interfaces",
@@ -42,6 +43,7 @@ ORDER = [
     "optimisers",
     "training",
     "attacking",
+    "branching",
     "certification",
     "evaluation",
     "artefacts",
@@ -50,7 +52,17 @@ ORDER = [
     "reporting",
     "pipeline",
 ]
-FOR_PLUGINS = {"interfaces", "box", "types", "options", "hookspecs", "errors", "graph", "rounding"}
+FOR_PLUGINS = {
+    "interfaces",
+    "box",
+    "branches",
+    "types",
+    "options",
+    "hookspecs",
+    "errors",
+    "graph",
+    "rounding",
+}
 CORE = sorted(path.stem for path in (ROOT / "core").glob("*.py") if path.stem != "__init__")
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 

@@ -1,7 +1,4 @@
-"""An independent checker of run folders: numpy and the standard library, nothing else.
-
-It shares no code with the repair. ``python -m advrepair.checker FOLDER`` prints its verdict.
-"""
+"""An independent checker of run folders; to read it, begin with ``verdict.py``."""
 
 from advrepair.checker.verdict import Verdict, check
 

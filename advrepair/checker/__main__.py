@@ -6,9 +6,7 @@ import sys
 
 from advrepair.checker import check
 
-
-def main() -> int:
-    """Print the verdict; 0 if VALID, 1 if not, 2 if there is nothing to check."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m advrepair.checker", description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--json", action="store_true", help="print the verdict as JSON")
@@ -17,10 +15,6 @@ def main() -> int:
         verdict = check(arguments.folder)
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        sys.exit(2)
     print(json.dumps(verdict.as_json, indent=1) if arguments.json else verdict.line)
-    return 0 if verdict.word == "VALID" else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(verdict.word != "VALID")

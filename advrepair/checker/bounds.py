@@ -1,16 +1,11 @@
-"""Rigorous bounds of a network over boxes, for exact or deployed arithmetic.
+"""Rigorous bounds of a network over pieces, for exact or deployed arithmetic.
 
-Let u = 2^-53, K the longest sum, g = 8 u (K + 16) and gamma(k) = k v / (1 - k v) with v the
-unit of the deployed format. For a step of k terms let M bound its computed inputs z, and let
-S >= |W| M + |b|. Its computed result is W z + b + e with |e| <= E = gamma(k + 2) S + (k + 2)
-* (smallest subnormal), in any order of summation, fused or not (Higham, *Accuracy and
-Stability*, 3.1); E = 0 at level real. What is computed here is a float64 sum of at most
-2 K + 8 terms whose absolute values sum to at most 3 S, so it is off by less than g S. Hence
-``slack`` = E + g S covers the deployed step and ours, forwards, and for rows, times |row|,
-backwards. Errors are sums of non-negative numbers: a factor 1 + 2^-20 covers their own
-rounding. 2^-400 covers underflow, as nothing is proved where S reaches 2^500, or in float32
-2^126, where some order of summation might overflow. An overflow of ours gives an infinity or
-a NaN, which never becomes finite again; nothing is proved by a number that is not finite.
+Let u = 2^-53, K the longest sum, g = 8 u (K + 16). A step of k terms, whose absolute values
+sum to at most S, is computed with an error of at most E = gamma(k + 2) S + (k + 2) * (smallest
+subnormal), in any order of summation; E = 0 at level real. What is computed here is off by
+less than g S. So ``slack`` = E + g S covers both, forwards, and for rows, times |row|,
+backwards. An overflow gives an infinity or a NaN, which never becomes finite again, and
+nothing is proved by a number that is not finite. docs/checker.md has the whole argument.
 """
 
 import numpy as np
@@ -18,15 +13,15 @@ import numpy as np
 from advrepair.checker.files import Array
 from advrepair.checker.network import Network, Step
 
-_BLOCK = 2**20  # numbers in an array of rows
-_U, _TINY = 2.0**-53, 2.0**-400
-# Unit, smallest subnormal, and the size that proves nothing.
+_U, _TINY = 2.0**-53, 2.0**-400  # _TINY covers our underflow, as no sum may reach 2^500
+# Unit, smallest subnormal, and the size that proves nothing: a sum of it may overflow.
 LEVELS = {
     "real": (0.0, 0.0, 2.0**500),
     "deployed-float32": (2.0**-24, 2.0**-149, 2.0**126),
     "deployed-float64": (_U, 2.0**-1074, 2.0**500),
 }
 Box = tuple[Array, Array]  # lower and upper faces, [B,S]
+Rows = tuple[Array, Array, Array]  # A [N,S], constants [N] and errors [N]
 
 
 def _dot(rows: Array, values: Array) -> Array:
@@ -35,151 +30,155 @@ def _dot(rows: Array, values: Array) -> Array:
 
 
 class Region:
-    """Bounds [B,S] of every computed value of a network on B boxes.
+    """Bounds [B,S] of every computed value of a network on B pieces.
 
-    slope: below an unstable ReLU: ``zero``, ``one``, ``same`` as above it, or else ``area``.
+    box: faces of the inputs and, behind them, of the computed inputs of ReLU units. A piece
+    holds the inputs in its box whose units lie between their faces. slope: [B,units], of lines
+    below the ReLUs; any in [0, 1] is sound. first: units of another network before ours.
     """
 
-    def __init__(self, net: Network, level: str, box: Box, slope: str) -> None:
-        self.net, self.level, self.slope = net, level, slope
-        self.g = 8 * _U * (net.longest + 16)
-        low, high = box
-        values: tuple[list[Array], list[Array], list[Array]] = ([], [], [])
-        self.low, self.high, self.most = values
-        self.slack: list[Array | None] = [None]
-        self.lines: dict[int, tuple[Array, Array, Array]] = {}
-        self.valid = np.ones(len(low), bool)  # [B], nothing is proved where it is False
-        depth = [0]  # sums on the way from the input; intervals are exact through one
-        self._keep(low, high)
+    def __init__(self, net: Network, level: str, box: Box, slope: Array, first: int = 0) -> None:
+        self.net, self.level, self.box, self.slope = net, level, box, slope
+        self.g, self.inputs = 8 * _U * (net.longest + 16), box[0].shape[1] - slope.shape[1]
+        self.low: list[Array] = [box[0][:, : self.inputs]]
+        self.high: list[Array] = [box[1][:, : self.inputs]]
+        self.most = [np.maximum(-self.low[0], self.high[0])]
+        self.slack: list[Array] = [np.zeros(0)]
+        self.lines: dict[int, tuple[slice, Array, Array, Array]] = {}
+        self.valid = np.asarray((self.most[0] < 2.0**500).all(1))  # [B], else nothing is proved
+        self.empty = np.zeros(len(slope), bool)  # no input of the box is in the piece
+        self.whole = np.ones(len(slope), bool)  # every input of the box is in the piece
+        sums = [0]  # on the way from the input to a value; intervals are exact through one
         for step in net.steps:
-            deepest = max(depth[source] for source in step.sources)
+            deepest = max(sums[source] for source in step.sources)
             if step.kind == "relu":
-                self._keep(*self._relu(step.sources[0], deepest > 1))
+                units = slice(first, first := first + step.size)
+                low, high = self._relu(step.sources[0], units, deepest > 1)
             else:
-                self._keep(*self._affine(step))
-            depth.append(2 if step.kind == "relu" else deepest + step.mixes)
-
-    def _keep(self, low: Array, high: Array) -> None:
-        self.low.append(low)
-        self.high.append(high)
-        self.most.append(np.maximum(-low, high))
-        self.valid &= (np.isfinite(low) & np.isfinite(high)).all(1)
-        self.valid &= (self.most[-1] < 2.0**500).all(1)
+                low, high = self._affine(step)
+            sums.append(2 if step.kind == "relu" else deepest + step.mixes)
+            self.low.append(low)
+            self.high.append(high)
+            self.most.append(np.maximum(-low, high))
+            self.valid &= (np.isfinite(high - low) & (self.most[-1] < 2.0**500)).all(1)
 
     def deployed(self, terms: int, total: Array, before: int = 1) -> Array:
-        """E for absolute terms that sum to at most total; infinite where nothing is proved.
-
-        before: what the sum was that many times as large as, before a division.
-        """
+        """E for absolute terms that sum to at most total, or before a division to more."""
         unit, subnormal, largest = LEVELS[self.level]
-        k = terms + 2
-        return np.where(
-            total * before < largest, k * unit / (1 - k * unit) * total + k * subnormal, np.inf
-        )
+        error = (terms + 2) * unit / (1 - (terms + 2) * unit) * total + (terms + 2) * subnormal
+        return np.where(total * before < largest, error, np.inf)
 
     def _affine(self, step: Step) -> Box:
         """Interval arithmetic with a centre and a radius that cover [low, high]."""
-        low, high, total = ([v[i] for i in step.sources] for v in (self.low, self.high, self.most))
-        if not step.terms:
-            self.slack.append(None)
-            return step.apply(low[0], False), step.apply(high[0], False)
-        if step.kind == "add":
-            ends, size = (low[0] + low[1], high[0] + high[1]), total[0] + total[1]
-        else:
-            bias = 0.0 if step.bias is None else step.bias
-            centre = low[0] / 2 + high[0] / 2
-            radius = np.maximum(high[0] - centre, centre - low[0]) * (1 + 4 * _U)
-            middle, reach = step.apply(centre, False) + bias, step.apply(radius, True)
-            ends, size = (middle - reach, middle + reach), step.apply(total[0], True) + abs(bias)
-        size = size * (1 + self.g)
-        before = step.terms if step.kind == "avg_pool2d" else 1
-        slack = self.deployed(step.terms, size, before) + self.g * size + _TINY
+        bounds = (self.low, self.high, self.most)
+        low, high, most = (np.sum([each[i] for i in step.sources], 0) for each in bounds)
+        if not step.terms:  # an exact copy
+            self.slack.append(np.zeros(0))
+            return step.apply(low), step.apply(high)
+        centre = low / 2 + high / 2
+        radius = np.maximum(high - centre, centre - low) * (1 + 4 * _U)
+        middle, reach = step.apply(centre) + step.bias, step.apply(radius, True)
+        size = (step.apply(most, True) + abs(step.bias)) * (1 + self.g)
+        slack = self.deployed(step.terms, size, step.before) + self.g * size + _TINY
         self.slack.append(slack)
-        return ends[0] - slack, ends[1] + slack
+        return middle - reach - slack, middle + reach + slack
 
-    def _relu(self, source: int, deep: bool) -> Box:
-        """Lines around ReLU from l to h; where deep, after bounding unstable units again.
+    def _relu(self, source: int, units: slice, deep: bool) -> Box:
+        """Lines around ReLU on what is in the piece of [l, h], which is made better where deep.
 
         For any s in [0, 1], s x is below ReLU, and s x + t above it if t >= -s l and
         t >= (1 - s) h, by convexity. The rounding of t, and of rows times s, is off by less
         than g max(|l|, |h|).
         """
-        low, high = self.low[source], self.high[source]
-        if deep:
-            self._tighten(source, low, high)
+        low, high = self.low[source].copy(), self.high[source].copy()
+        owners, places = ((low < 0) & (high > 0) & deep).nonzero()
+        count = max(1, 2**20 // self.net.widest)  # rows at a time
+        for at in range(0, len(owners), count):
+            own, place = owners[at : at + count], places[at : at + count]
+            rows = np.zeros((len(own), low.shape[1]))
+            rows[np.arange(len(own)), place] = 1.0
+            below, above = (self.least(*self.pull(source, r, own), own) for r in (rows, -rows))
+            low[own, place] = np.maximum(low[own, place], below)
+            high[own, place] = np.minimum(high[own, place], -above)
+        floor, ceiling = (face[:, self.inputs :][:, units] for face in self.box)
+        self.whole &= ((floor <= low) & (high <= ceiling)).all(1)
+        low, high = np.maximum(low, floor), np.minimum(high, ceiling)
+        self.empty |= (low > high).any(1)
+        self.low[source], self.high[source] = low, high
+        self.most[source] = np.maximum(-low, high)
+        self.valid &= np.isfinite(high - low).all(1)
         unstable, active = (low < 0) & (high > 0), (low >= 0).astype(float)
         share = np.clip(high / np.where(unstable, high - low, 1.0), 0.0, 1.0)
-        above = np.where(unstable, share, active)
-        shift = np.where(unstable, np.maximum(-above * low, (1 - above) * high), 0.0)
-        slopes: dict[str, Array | float] = {"zero": 0.0, "one": 1.0, "same": above}
-        below = np.where(unstable, slopes.get(self.slope, high > -low), active)
-        self.lines[len(self.low)] = (below, above, shift)
+        shift = np.where(unstable, np.maximum(-share * low, (1 - share) * high), 0.0)
+        below, above = (np.where(unstable, s, active) for s in (self.slope[:, units], share))
+        self.lines[len(self.low)] = (units, below, above, shift)
         self.slack.append(self.g * self.most[source] + _TINY)
         return np.maximum(low, 0), np.maximum(high, 0)
 
-    def _tighten(self, value: int, low: Array, high: Array) -> None:
-        """Bound unstable units by their own rows and the negated ones, a block at a time."""
-        owners, units = ((low < 0) & (high > 0)).nonzero()
-        count = max(1, _BLOCK // max(self.net.sizes))
-        for at in range(0, len(owners), count):
-            own, unit = owners[at : at + count], units[at : at + count]
-            rows, both = np.zeros((2 * len(own), low.shape[1])), np.tile(own, 2)
-            rows[: len(own)][np.arange(len(own)), unit] = 1.0
-            rows[len(own) :][np.arange(len(own)), unit] = -1.0
-            found = self.least(*self.pull(value, rows, np.zeros(len(rows)), both), both)
-            low[own, unit] = np.maximum(low[own, unit], found[: len(own)])
-            high[own, unit] = np.minimum(high[own, unit], -found[len(own) :])
-        self.most[value] = np.maximum(-low, high)
-        self.valid &= (np.isfinite(low) & np.isfinite(high)).all(1)
+    def pull(self, value: int, A: Array, own: Array, cuts: Array | None = None) -> Rows:
+        """Rows [N,S] over a value as rows over the input.
 
-    def pull(self, value: int, rows: Array, beta: Array, own: Array) -> tuple[Array, Array, Array]:
-        """Rows [N,S] over a value as A [N,S] over the input, constants and errors [N].
-
-        On box own[i], ``rows . value + beta >= A . x + constant - error`` in exact arithmetic.
+        On piece own[i], ``A . value >= result . x + constant - error`` in exact arithmetic.
+        cuts [N,units]: rows over the computed inputs of the ReLUs, which are added there.
         """
-        pending, error = {value: rows}, np.zeros(len(rows))
+        waiting, constant, error = {value: A}, np.zeros(len(A)), np.zeros(len(A))
         for index in range(value, 0, -1):
-            if (A := pending.pop(index, None)) is None:
+            if index not in waiting:
                 continue
-            step, slack = self.net.steps[index - 1], self.slack[index]
-            if slack is not None:
-                error = error + _dot(abs(A), slack[own])
+            A, step, slack = waiting.pop(index), self.net.steps[index - 1], self.slack[index]
+            error = error + (_dot(abs(A), slack[own]) if slack.size else 0.0)
+            constant = constant + A @ step.bias
             if step.kind == "relu":
-                below, above, shift = (line[own] for line in self.lines[index])
-                negative = np.minimum(A, 0)
-                beta = beta + _dot(negative, shift)
-                A = np.maximum(A, 0) * below + negative * above
+                units, below, above, shift = self.lines[index]
+                constant = constant + _dot(np.minimum(A, 0), shift[own])
+                A = np.maximum(A, 0) * below[own] + np.minimum(A, 0) * above[own]
+                arriving = [A] if cuts is None else [A, cuts[:, units]]
             else:
-                beta = beta if step.bias is None else beta + A @ step.bias
-                A = step.back(A)
-            error = error + self.g * abs(beta)
-            for source in step.sources:
-                if (before := pending.get(source)) is not None:
-                    error = error + self.g * _dot(abs(before + A), self.most[source][own])
-                pending[source] = A if before is None else before + A
-        return pending.get(0, np.zeros((len(rows), self.net.sizes[0]))), beta, error
+                arriving = [step.back(A)] * len(step.sources)
+            error = error + self.g * abs(constant)
+            for source, A in zip(step.sources * 2, arriving, strict=False):  # a ReLU has one
+                if source in waiting:
+                    A = waiting[source] + A
+                    error = error + self.g * _dot(abs(A), self.most[source][own])
+                waiting[source] = A
+        return waiting.get(0, np.zeros((len(own), self.inputs))), constant, error
 
-    def least(self, A: Array, beta: Array, error: Array, own: Array) -> Array:
+    def least(self, A: Array, constant: Array, error: Array, own: Array) -> Array:
         """The least value of rows over the input on their boxes, less all errors: [N]."""
-        lowest = _dot(np.maximum(A, 0), self.low[0][own]) + _dot(
-            np.minimum(A, 0), self.high[0][own]
-        )
-        error = error + self.g * (_dot(abs(A), self.most[0][own]) + abs(beta))
-        return lowest + beta - (error * (1 + 2.0**-20) + _TINY)
+        low, high, most = self.low[0][own], self.high[0][own], self.most[0][own]
+        lowest = _dot(np.maximum(A, 0), low) + _dot(np.minimum(A, 0), high) + constant
+        error = error + self.g * (_dot(abs(A), most) + abs(constant))
+        # Errors are sums of non-negative numbers: the factor covers their own rounding.
+        return lowest - (error * (1 + 2.0**-20) + _TINY)
+
+    def outputs(self, C: Array, own: Array, multiplier: Array) -> Rows:
+        """Rows over the output, as :meth:`pull`, with multipliers b >= 0 [N,units] or none.
+
+        Where units lie in [0, inf], b z >= 0, so a row may be lowered by b z; by -b z where
+        they lie in [-inf, 0].
+        """
+        floor, ceiling = (face[own, self.inputs :] for face in self.box)
+        cuts = multiplier * ((ceiling == 0).astype(float) - (floor == 0))
+        return self.pull(len(self.net.steps), C, own, cuts if cuts.any() else None)
 
 
-def row_margins(base: Region, patch: Region, C: Array, d: Array, at: Array) -> Array:
-    """Lower bounds of ``C (N + P) + d`` on the boxes of patch: [B,M], -inf where unknown.
+def row_margins(
+    base: Region, patch: Region, C: Array, d: Array, at: Array, multiplier: Array
+) -> Array:
+    """Lower bounds of ``C (N + P) + d`` on the pieces of patch: [B,M], -inf where unknown.
 
-    base: N on boxes of which at[i] is, or holds, box i. The sum N + P is rounded once.
+    base: N on pieces of which at[i] is piece i. A piece without inputs has the bound inf.
     """
-    boxes, rows = d.shape
-    own, C = np.repeat(np.arange(boxes), rows), C.reshape(boxes * rows, -1)
-    A, b, error = base.pull(len(base.net.steps), C, d.ravel(), at[own])
-    B, c, more = patch.pull(len(patch.net.steps), C, np.zeros(len(C)), own)
+    own, C, d_ = np.repeat(np.arange(len(d)), d.shape[1]), C.reshape(d.size, -1), d.ravel()
+    cuts = multiplier.reshape(d.size, -1)
+    A, b, error = base.outputs(C, at[own], cuts)
+    B, c, more = patch.outputs(C, own, cuts)
     patch.g = max(patch.g, base.g)
     total = (base.most[-1][at] + patch.most[-1]) * (1 + patch.g)
-    once = _dot(abs(C), patch.deployed(2, total)[own])
-    found = patch.least(A + B, b + c, error + more + once, own)
-    proved = np.isfinite(found) & (base.valid[at] & patch.valid)[own]
-    return np.where(proved, found, -np.inf).reshape(boxes, rows)
+    once = _dot(abs(C), patch.deployed(2, total)[own])  # the sum N + P is rounded once
+    error = error + more + once + patch.g * (abs(b) + abs(c) + abs(d_))
+    found = patch.least(A + B, b + c + d_, error, own).reshape(d.shape)
+    found = np.where(np.isfinite(found), found, -np.inf)
+    empty = (base.empty[at] | patch.empty).reshape(-1, 1)
+    valid = (base.valid[at] & patch.valid).reshape(-1, 1)
+    return np.where(valid, np.where(empty, np.inf, found), -np.inf)

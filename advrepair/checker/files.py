@@ -1,8 +1,7 @@
 """Reading the three files: each once, its hash from the same bytes, nothing trusted.
 
-A safetensors file is eight bytes of header length (little endian), a JSON header that maps
-names to dtype, shape and byte offsets, and raw numbers: no pickle, no code, and no
-allocation larger than the file.
+A safetensors file is eight bytes of header length, a JSON header with dtype, shape and byte
+offsets of every array, and raw numbers: no code, and no allocation larger than the file.
 """
 
 import hashlib
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Tensors = dict[str, Array]
-_DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "BOOL": "|b1"}
-_LARGEST = 2**32  # bytes of a file
+_DTYPES = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "U8": "|u1", "BOOL": "|b1"}
 
 
 class Malformed(ValueError):
@@ -29,10 +27,10 @@ class Unsupported(Exception):
     """Nothing is wrong, but this checker cannot follow it: INCOMPLETE."""
 
 
-def demand(condition: object, reason: str) -> None:
-    """Raises Malformed with the reason unless the condition holds."""
+def demand(condition: object, reason: str, error: type[Exception] = Malformed) -> None:
+    """Raises the error with the reason unless the condition holds."""
     if not condition:
-        raise Malformed(reason)
+        raise error(reason)
 
 
 def read(path: Path) -> bytes:
@@ -40,7 +38,7 @@ def read(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(2, "no such file", str(path))
     size = path.stat().st_size
-    demand(size <= _LARGEST, f"{path.name}: {size} bytes are more than {_LARGEST}")
+    demand(size <= 2**32, f"{path.name}: {size} bytes are more than 2^32", Unsupported)
     with open(path, "rb") as file:
         return file.read(size)
 
@@ -65,10 +63,9 @@ def parse_tensors(data: bytes, name: str) -> tuple[Tensors, dict[str, Any]]:
     header = parse_json(data[8:end], name)
     extra, tensors, spans = header.pop("__metadata__"), {}, [(0, 0), (len(data) - end,) * 2]
     for key, entry in header.items():
-        dtype, shape, (begin, stop) = _DTYPES.get(entry["dtype"]), *map(entry.get, _PLACE)
-        numbers = [begin, stop, *shape]
-        demand(all(type(n) is int and n >= 0 for n in numbers), f"{name}: {key!r}: {numbers}")
-        demand(dtype and end + stop <= len(data), f"{name}: {key!r}: dtype or offsets")
+        dtype, shape, (begin, stop) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        whole = all(type(n) is int and 0 <= n < 2**63 for n in (begin, stop, *shape))
+        demand(whole and end + stop <= len(data) and len(shape) < 32, f"{name}: {key!r}: its place")
         count = math.prod(shape)
         demand(stop - begin == count * np.dtype(dtype).itemsize, f"{name}: {key!r}: its size")
         tensors[key] = np.frombuffer(data, dtype, count, end + begin).reshape(shape)
@@ -76,9 +73,6 @@ def parse_tensors(data: bytes, name: str) -> tuple[Tensors, dict[str, Any]]:
     joined = all(a[1] == b[0] for a, b in itertools.pairwise(sorted(spans)))
     demand(joined, f"{name}: its arrays overlap, or bytes belong to none")
     return tensors, parse_json(extra["advrepair"], name)
-
-
-_PLACE = ("shape", "data_offsets")
 
 
 def network_digest(structure: Any, tensors: Tensors) -> str:

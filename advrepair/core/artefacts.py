@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from advrepair.core.box import Box
 from advrepair.core.certification import Certificate
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network
+from advrepair.core.interfaces import Component
 from advrepair.core.options import build, values
 from advrepair.core.patching import PatchBank, RepairedNetwork
+from advrepair.core.properties import in_words
 from advrepair.core.registry import Registry
 from advrepair.core.types import Assignment, Centres, PropertySet
 
-FORMAT = 1
+FORMAT = 2
 _HEADER = "advrepair"  # one metadata key: safetensors writes several in random order
 
 
@@ -211,28 +214,15 @@ def write_certificate(
 ) -> None:
     """``certificate.json`` and, beside it, its arrays in ``certificate.safetensors``.
 
-    Neither holds a time, a path or a version of the machine: the same configuration gives
-    the same bytes.
+    Neither holds a time or a path: the same configuration gives the same bytes.
     """
-    worklist, tree = certificate.worklist, certificate.worklist.tree
-    arrays = {
-        "C": properties.C,
-        "d": properties.d,
-        "group": properties.group,
-        "box.lower": properties.box.lower,
-        "box.upper": properties.box.upper,
-        "piece.node": worklist.node,
-        "piece.margin": certificate.piece_margin,
-        "tree.owner": torch.tensor(tree.owner),
-        "tree.parent": torch.tensor(tree.parent),
-        "tree.dim": torch.tensor(tree.dim),
-        "tree.cut": torch.tensor(tree.cut, dtype=torch.float64),
-    }
+    arrays = _arrays(certificate, properties)
     write_tensors(folder / "certificate.safetensors", arrays, {"format": FORMAT})
-    pieces = torch.bincount(worklist.owner, minlength=len(properties)).tolist()
+    pieces = torch.bincount(certificate.proof.owner, minlength=len(properties)).tolist()
     rows = zip(
         properties.identifiers(),
         properties.names,
+        [in_words(properties, i) for i in range(len(properties))],
         properties.label.tolist(),
         repaired.patch.tolist(),
         certificate.status,
@@ -242,14 +232,14 @@ def write_certificate(
         certificate.constant.tolist(),
         strict=True,
     )
-    keys = ("id", "name", "label", "patch", "status", "margin", "pieces", "constant")
+    keys = ("id", "name", "demand", "label", "patch", "status", "margin", "pieces", "constant")
     write_json(
         folder / "certificate.json",
         {
             "format": FORMAT,
             "level": certificate.level,
-            "certifier": certificate.certifier,
-            "certifier_options": certificate.certifier_options,
+            "certifier": _source(certificate.certifier),
+            "versions": versions("advrepair", "torch", "numpy"),
             "claim": "for every input x of box i, every group of rows of C y + d has a row "
             "greater than 0, where y is the output of the repaired network",
             "network": repaired.base.digest(),
@@ -260,6 +250,55 @@ def write_certificate(
             "properties": [dict(zip(keys, row, strict=True)) for row in rows],
         },
     )
+
+
+def _arrays(certificate: Certificate, properties: PropertySet) -> dict[str, Tensor]:
+    proof, hits = certificate.proof, sorted(certificate.counterexample)
+    piece = {node: i for i, node in enumerate(proof.node.tolist())}
+    kept = [
+        (torch.full_like(unit, piece[node]), unit, value)
+        for node, (unit, value) in sorted(proof.multipliers.items())
+    ]
+    none = torch.zeros(0, dtype=torch.long)
+    many = [torch.cat(parts) for parts in zip(*kept, strict=True)]
+    many = many or [none, none, torch.zeros(0, properties.C.shape[1])]
+    arrays = {
+        "C": properties.C,
+        "d": properties.d,
+        "group": properties.group,
+        "box.lower": properties.box.lower,
+        "box.upper": properties.box.upper,
+        "piece.node": proof.node,
+        "piece.margin": proof.margin,
+        "piece.slope": proof.patch_slope,
+        "tree.owner": torch.tensor(proof.tree.owner),
+        "tree.parent": torch.tensor(proof.tree.parent),
+        "tree.dim": torch.tensor(proof.tree.dim),
+        "tree.cut": torch.tensor(proof.tree.cut, dtype=torch.float64),
+        "tree.slope": proof.slope,
+        **dict(zip((f"multiplier.{n}" for n in ("piece", "unit", "value")), many, strict=True)),
+    }
+    x = [certificate.counterexample[i] for i in hits]
+    found = torch.stack(x) if x else properties.center[:0]
+    arrays["counterexample.property"] = torch.tensor(hits, dtype=torch.long)
+    return arrays | {"counterexample.x": found}
+
+
+def _source(component: Component) -> dict[str, Any]:
+    """Name and options of a component, and the distribution that it comes from."""
+    top = type(component).__module__.partition(".")[0]
+    owner = next(iter(metadata.packages_distributions().get(top, [])), None)
+    return {
+        "name": component.name,
+        "options": values(component),
+        "distribution": owner or top,
+        "version": metadata.version(owner) if owner else None,
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of installed distributions and of Python."""
+    return {n: metadata.version(n) for n in packages} | {"python": platform.python_version()}
 
 
 def check_digest(folder: Path) -> None:
@@ -280,8 +319,6 @@ def file_digest(path: Path) -> str:
 
 def manifest(registry: Registry, inputs: Mapping[str, str], seed: int) -> dict[str, Any]:
     """What the run ran on. inputs: what was read, name to SHA-256."""
-    from importlib.metadata import version
-
     packages = ("advrepair", "torch", "numpy", "attrs", "pluggy", "onnx", "safetensors")
     plugins = [
         {key: getattr(entry, key) for key in ("kind", "name", "distribution", "version")}
@@ -289,8 +326,7 @@ def manifest(registry: Registry, inputs: Mapping[str, str], seed: int) -> dict[s
         if entry.problem is None
     ]
     return {
-        "versions": {name: version(name) for name in packages}
-        | {"python": platform.python_version()},
+        "versions": versions(*packages),
         "plugins": plugins,
         "inputs": dict(inputs),
         "seed": seed,

@@ -139,17 +139,18 @@ def generalisation_set(
 
 def counterexamples_left(
     model: nn.Module, problem: Problem, attack: Attack, seed: int, advance: Advance
-) -> Tensor:
-    """Properties of which the attack, or x_adv itself, finds a violation by model: bool [P]."""
+) -> tuple[Tensor, Tensor]:
+    """Where the attack, or x_adv itself, breaks a property by model: bool [P], points [P,*S]."""
     noise = generator(seed, 3)
-    hits = []
+    hits, points = [], []
     for index in torch.arange(len(problem.properties)).split(_AT_ONCE):
         asked, x_adv = problem.properties[index], problem.x_adv[index]
         x = perturb(attack, model, asked, asked.box.clamp(asked.center), noise)
-        hit = asked.violated(_logits(model, x)) | asked.violated(_logits(model, x_adv))
-        hits.append(hit)
+        again = asked.violated(_logits(model, x_adv))
+        hits.append(again | asked.violated(_logits(model, x)))
+        points.append(torch.where(again.view(-1, *[1] * (x.dim() - 1)), x_adv, x))
         advance(len(index))
-    return torch.cat(hits)
+    return torch.cat(hits), torch.cat(points)
 
 
 def perturb(

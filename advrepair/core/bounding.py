@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from attrs import define, field, frozen
@@ -76,7 +76,7 @@ def padded(index: Tensor, length: int) -> Tensor:
     return torch.cat([index, index[-1:].expand(max(2, length) - len(index))])
 
 
-Rows = Callable[[Stack, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Rows = Callable[[Stack, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 @frozen(eq=False)
@@ -151,38 +151,40 @@ class Bounder:
                 part = box[full].to(dtype)
                 found = function(params, part, C[full].to(dtype), d[full].to(dtype))
                 parts.append(found[: len(index)])
-        return LinearBound(
-            torch.cat([part.A for part in parts]),
-            torch.cat([part.b for part in parts]),
-            _joined([part.magnitude for part in parts]),
-        )
+        return joined(parts)
 
     def patched(self, stack: Stack, batch: Batch) -> LinearBound:
         """Rows of P_j on its pieces, [q*B,M,*S], for training (differentiable)."""
-        A, b, _ = self._patch_rows("patch", stack, batch)
-        return LinearBound(A, b)
+        return self._patch_rows("patch", stack, batch)
 
     def margins(self, stack: Stack, batch: Batch) -> Tensor:
-        """Lower bounds of every row of N + P_j, [q*B,M], valid in exact arithmetic.
+        """Lower bounds of every row of N + P_j, [q*B,M]; see :meth:`proofs`."""
+        return self.proofs(stack, batch)[0]
 
-        Sound: both parts are rigorous; the deployed sum N + P_j is rounded once, by at most
-        unit * (|N| + |P_j|) in each output, which is subtracted through |C|; the row is
-        minimised rigorously. batch must hold float64 rows with their magnitude.
+    def proofs(self, stack: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Rigorous bounds of every row of N + P_j, [q*B,M], and the patch's slopes, [q*B,U].
+
+        batch must hold float64 rows with their magnitude. Sound as :meth:`least`.
         """
         stack = {name: t.double() for name, t in stack.items()}
         with torch.no_grad():
-            A, b, magnitude = self._patch_rows("patch rigorous", stack, batch)
-            if magnitude is None or batch.rows.magnitude is None:
-                raise PluginError(f"verifier {self.certifier.name!r} returned no magnitude")
-            total = self.rounding.overflowing(batch.rows.magnitude + magnitude)
-            reach = self.rounding.relative(2, 4) * total
-            error = above(dot(batch.C.abs().double(), reach))
-            both = LinearBound(batch.rows.A + A, batch.rows.b + b)
-            return both.minimum_rigorous(batch.box) - error
+            patch = self._patch_rows("patch rigorous", stack, batch)
+            least = self.least(batch.rows, patch, batch.C, batch.box)
+        return least, slopes_of(patch, self.template)
 
-    def _patch_rows(
-        self, kind: str, stack: Mapping[str, Tensor], batch: Batch
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def least(self, base: LinearBound, patch: LinearBound, C: Tensor, box: Box) -> Tensor:
+        """Lower bounds of N + P_j from rigorous bounds of both, [B,M], in exact arithmetic.
+
+        Sound: the deployed sum N + P_j is rounded once, by at most unit * (|N| + |P_j|) in
+        each output, which is subtracted through |C|; the row is minimised rigorously.
+        """
+        if base.magnitude is None or patch.magnitude is None:
+            raise PluginError(f"verifier {self.certifier.name!r} returned no magnitude")
+        total = self.rounding.overflowing(base.magnitude + patch.magnitude)
+        error = above(dot(C.abs().double(), self.rounding.relative(2, 4) * total))
+        return (base + patch).minimum_rigorous(box) - error
+
+    def _patch_rows(self, kind: str, stack: Mapping[str, Tensor], batch: Batch) -> LinearBound:
         dtype = next(iter(stack.values())).dtype
         verifier = self.certifier if "rigorous" in kind else self.verifier
         function, (q, pieces) = self._functions[kind], batch.real.shape
@@ -190,19 +192,39 @@ class Bounder:
 
         def rows(
             params: Stack, lower: Tensor, upper: Tensor, C: Tensor
-        ) -> tuple[Tensor, Tensor, Tensor]:
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             bound = function(params, Box(lower, upper), C, C.new_zeros(C.shape[:2]))
-            size = C.new_zeros(()) if bound.magnitude is None else bound.magnitude
-            return bound.A, bound.b, size
+            none = C.new_zeros(())
+            size = none if bound.magnitude is None else bound.magnitude
+            return bound.A, bound.b, size, none if bound.slope is None else bound.slope
 
         mapped = torch.func.vmap(rows) if verifier.batchable else _one_by_one(rows)
         args = [t.unflatten(0, (q, pieces)) for t in (box.lower, box.upper, C)]
         if q == 1:  # as in base: a batch of one becomes two
             stack = {name: torch.cat([t, t]) for name, t in stack.items()}
             args = [torch.cat([t, t]) for t in args]
-        A, b, magnitude = mapped(dict(stack), *args)
-        known = magnitude[:q].flatten(0, 1) if magnitude.dim() > 1 else None
-        return A[:q].flatten(0, 1), b[:q].flatten(0, 1), known
+        A, b, *more = mapped(dict(stack), *args)
+        known = [t[:q].flatten(0, 1) if t.dim() > 1 else None for t in more]
+        return LinearBound(A[:q].flatten(0, 1), b[:q].flatten(0, 1), *known)
+
+
+def joined(parts: Sequence[LinearBound]) -> LinearBound:
+    """Bounds of boxes one after the other; what one part lacks, the whole lacks."""
+    return LinearBound(
+        torch.cat([part.A for part in parts]),
+        torch.cat([part.b for part in parts]),
+        _joined([part.magnitude for part in parts]),
+        _joined([part.slope for part in parts]),
+    )
+
+
+def slopes_of(bound: LinearBound, network: Network) -> Tensor:
+    """Slopes for a certificate, uint8 [B,U]; 0, which is as sound, from who does not say."""
+    if bound.slope is None:
+        return torch.zeros(len(bound.b), network.units, dtype=torch.uint8)
+    if tuple(bound.slope.shape) != (len(bound.b), network.units):
+        raise PluginError(f"a verifier returned slopes of shape {tuple(bound.slope.shape)}")
+    return bound.slope
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
@@ -212,12 +234,14 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
 def _one_by_one(function: Rows) -> Rows:
     """Like vmap over the leading axis, for verifiers that cannot be mapped."""
 
-    def run(stack: Stack, lower: Tensor, upper: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def run(
+        stack: Stack, lower: Tensor, upper: Tensor, C: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         results = [
             function({name: t[i] for name, t in stack.items()}, lower[i], upper[i], C[i])
             for i in range(len(lower))
         ]
-        A, b, magnitude = zip(*results, strict=True)
-        return torch.stack(A), torch.stack(b), torch.stack(magnitude)
+        A, b, magnitude, slope = (torch.stack(parts) for parts in zip(*results, strict=True))
+        return A, b, magnitude, slope
 
     return run

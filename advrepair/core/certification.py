@@ -3,42 +3,94 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
-from attrs import evolve, frozen
-from torch import Tensor
+from attrs import define, evolve, frozen
+from torch import Tensor, nn
 
 from advrepair.core.attacking import Advance, Problem, counterexamples_left
 from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
+from advrepair.core.branching import BranchAndBound, Decision
 from advrepair.core.errors import SoundnessError
-from advrepair.core.interfaces import Attack
-from advrepair.core.options import values
+from advrepair.core.interfaces import Attack, CompleteVerifier, Verifier
 from advrepair.core.patching import RepairedNetwork, last_layer
-from advrepair.core.refinement import Worklist
+from advrepair.core.refinement import SplitTree, Worklist
 from advrepair.core.rounding import Level
 from advrepair.core.training import patch_chunks
-from advrepair.core.types import Status, worst_margin
+from advrepair.core.types import PropertySet, Status, worst_margin
+
+Stage = Callable[[str, int], AbstractContextManager[Advance]]
+
+
+@define(eq=False)
+class Proof:
+    """Pieces that cover every box, the margin of each, and what it takes to find it again.
+
+    tree: R nodes, of which the W pieces are the leaves. slope: uint8 [R,U], below the ReLUs of
+    N. owner, node, margin: [W]; a margin <= 0 or NaN proves nothing. patch_slope: uint8
+    [W,U], of the patch that serves the piece. multipliers: of a leaf, units of N and then of
+    its patch, [.], and float32 [.,M]; see :class:`~advrepair.core.branches.Branch`.
+    """
+
+    tree: SplitTree
+    slope: Tensor
+    owner: Tensor
+    node: Tensor
+    margin: Tensor
+    patch_slope: Tensor
+    multipliers: dict[int, tuple[Tensor, Tensor]]
+
+    def least(self, properties: int) -> Tensor:
+        """Margin of every property, the least over its pieces: [P]."""
+        start = torch.full((properties,), torch.inf, dtype=torch.float64)
+        return start.scatter_reduce(0, self.owner, self.margin.nan_to_num(-torch.inf), "amin")
+
+    def graft(self, pieces: Tensor, found: Decision) -> None:
+        """Replace some pieces, [.], by the leaves of the trees that a search grew on them."""
+        leaves, units = found.leaves, self.slope.shape[1]
+        if leaves is None:
+            return
+        nodes, rows = self.node[pieces].tolist(), [self.slope]
+        self.slope[self.node[pieces]] = found.slope[: len(pieces), :units]
+        nodes += [-1] * (len(found.tree.owner) - len(nodes))
+        for i, children in enumerate(found.tree.children()):
+            if children:
+                halves = self.tree.bisect(nodes[i], found.tree.dim[i], found.tree.cut[i])
+                for child, half in zip(children, halves, strict=True):
+                    nodes[child] = half
+                rows.append(found.slope[children, :units])
+        self.slope = torch.cat(rows)
+        node = torch.tensor(nodes)[leaves.node]
+        keep = torch.ones(len(self.owner), dtype=torch.bool)
+        keep[pieces] = False
+        self.owner = torch.cat([self.owner[keep], torch.tensor(self.tree.owner)[node]])
+        self.node = torch.cat([self.node[keep], node])
+        self.margin = torch.cat([self.margin[keep], leaves.margin])
+        self.patch_slope = torch.cat([self.patch_slope[keep], leaves.slope[:, units:]])
+        for leaf, values_ in zip(node.tolist(), leaves.multiplier, strict=True):
+            if len(used := (values_ != 0).any(0).nonzero()[:, 0]):
+                self.multipliers[leaf] = (used, values_[:, used].T)
 
 
 @frozen(eq=False)
 class Certificate:
     """What holds for the repaired network.
 
-    status: of each property, P of them. margin: [P], its proved margin, the least over its
-    pieces; <= 0 or NaN proves nothing. constant: bool [P], its patch adds a constant.
-    piece_margin: [W], in the order of worklist. level: the arithmetic it speaks about.
+    status: of each property, P of them. margin: [P], its proved margin; <= 0 or NaN proves
+    nothing. constant: bool [P], its patch adds a constant. counterexample: of each falsified
+    property, by its number, [*S]. level: the arithmetic it speaks about.
     """
 
     status: tuple[Status, ...]
     margin: Tensor
     constant: Tensor
-    piece_margin: Tensor
-    worklist: Worklist
+    proof: Proof
+    counterexample: dict[int, Tensor]
     level: Level
-    certifier: str
-    certifier_options: dict[str, Any]
+    certifier: Verifier
 
     def count(self, status: Status) -> int:
         """Number of properties with a status."""
@@ -52,43 +104,79 @@ def certify(
     problem: Problem,
     attack: Attack | None,
     seed: int,
-    advance: Advance,
+    stage: Stage,
 ) -> Certificate:
     """State what is proved about the patches as they are stored.
 
     Sound: the rigorous margin of every group on every piece of its box must be positive, the
-    pieces cover the box because only bisection made them, and :func:`routed` sees to it that
-    every point of the box meets a patch that is proved for it.
+    pieces cover the box because only cuts made them, and :func:`routed` sees to it that
+    every point of the box meets a patch that is proved for it. A counterexample counts if
+    the deployed function, on that input alone, breaks the demand.
     Raises SoundnessError if the attack, in the arithmetic of the claim, falsifies a certified
     property.
     """
-    margin = piece_margins(repaired, worklist, bounder)
-    least = torch.full((len(problem.properties),), torch.inf, dtype=torch.float64)
-    least = least.scatter_reduce(0, worklist.owner, margin.nan_to_num(-torch.inf), "amin")
-    proved = routed(least > 0, repaired.box, repaired.patch)
-    hit = torch.zeros_like(proved)
-    if attack is not None:
+    count = len(problem.properties)
+    with stage("certification", count if attack else 0) as advance:
+        proof = prove(repaired, worklist, bounder)
         model, asked = in_arithmetic_of(bounder.rounding.level, repaired, problem)
-        hit = counterexamples_left(model, asked, attack, seed, advance)
-        if bounder.rounding.level == "real":
-            # Seen through rounding: it refutes nothing about real numbers.
-            hit &= ~proved
-    if bool((hit & proved).any()):
-        index = int((hit & proved).nonzero()[0])
-        raise SoundnessError(
-            f"{problem.properties.names[index]} is certified with margin {least[index]:.3g} and "
-            "an attack falsifies it: a proof is wrong; please report this with the run folder"
-        )
+        hits: dict[int, Tensor] = {}
+        if attack is not None:
+            hit, points = counterexamples_left(model, asked, attack, seed, advance)
+            hits = {i: points[i] for i in hit.nonzero()[:, 0].tolist()}
+    open_ = [i for i in (~(proof.least(count) > 0)).nonzero()[:, 0].tolist() if i not in hits]
+    if isinstance(bounder.certifier, CompleteVerifier) and open_:
+        with stage("branch and bound", len(open_)) as advance:
+            search = BranchAndBound(bounder, bounder.certifier)
+            for i in open_:
+                point = _decided(i, search, proof, repaired, worklist, asked.properties, model)
+                hits |= {} if point is None else {i: point}
+                advance(1)
+    least = proof.least(count)
+    proved = routed(least > 0, repaired.box, repaired.patch)
+    hits = {i: x for i, x in hits.items() if _breaks(model, asked.properties, i, x)}
+    if bounder.rounding.level == "real":
+        # Seen through rounding: it refutes nothing about real numbers.
+        hits = {i: x for i, x in hits.items() if not proved[i]}
+    for i in hits:
+        if proved[i]:
+            raise SoundnessError(
+                f"{problem.properties.names[i]} is certified with margin {least[i]:.3g} and "
+                "an attack falsifies it: a proof is wrong; please report this with the run folder"
+            )
     return Certificate(
-        status=tuple(_status(p, h) for p, h in zip(proved.tolist(), hit.tolist(), strict=True)),
+        status=tuple(_status(p, i in hits) for i, p in enumerate(proved.tolist())),
         margin=least,
         constant=are_constant(repaired)[repaired.patch],
-        piece_margin=margin,
-        worklist=worklist,
+        proof=proof,
+        counterexample=hits,
         level=bounder.rounding.level,
-        certifier=bounder.certifier.name,
-        certifier_options=values(bounder.certifier),
+        certifier=bounder.certifier,
     )
+
+
+def _decided(
+    index: int,
+    search: BranchAndBound,
+    proof: Proof,
+    repaired: RepairedNetwork,
+    worklist: Worklist,
+    asked: PropertySet,
+    model: nn.Module,
+) -> Tensor | None:
+    """Search the pieces of a property that are open; its counterexample, if there is one."""
+    pieces = ((proof.owner == index) & ~(proof.margin > 0)).nonzero()[:, 0]
+    # Pieces of a property that was not searched yet stand in the same order in both.
+    box = worklist.box[torch.isin(worklist.node, proof.node[pieces])]
+    patch = {name: t[repaired.patch[index]] for name, t in repaired.bank.stack.items()}
+    found = search.decide(asked[torch.tensor([index])], box, patch, model)
+    proof.graft(pieces, found)
+    return found.counterexample
+
+
+def _breaks(model: nn.Module, asked: PropertySet, index: int, x: Tensor) -> bool:
+    """Whether the deployed function, run on this one input, breaks a property."""
+    with torch.no_grad():
+        return bool(asked[torch.tensor([index])].violated(model(x[None]))[0])
 
 
 def in_arithmetic_of(
@@ -119,15 +207,20 @@ def routed(proved: Tensor, box: Box, patch: Tensor) -> Tensor:
     return holds
 
 
-def piece_margins(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> Tensor:
-    """Rigorous margin of every piece with the stored patches, [W]."""
-    margin = torch.full((len(worklist.owner),), -torch.inf, dtype=torch.float64)
+def prove(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> Proof:
+    """Rigorous margins of every piece with the stored patches."""
+    count = len(worklist.owner)
+    margin = torch.full((count,), -torch.inf, dtype=torch.float64)
+    slope = torch.zeros(count, bounder.template.units, dtype=torch.uint8)
     for patches in patch_chunks(repaired, worklist, bounder):
         batch = worklist.batch(patches, rigorous=True)
         stack = {name: t[patches] for name, t in repaired.bank.stack.items()}
-        worst = worst_margin(bounder.margins(stack, batch), batch.group)
-        margin[torch.cat(worklist.pieces_of(patches))] = worst[batch.real.flatten()]
-    return margin
+        least, used = bounder.proofs(stack, batch)
+        real, pieces = batch.real.flatten(), torch.cat(worklist.pieces_of(patches))
+        margin[pieces] = worst_margin(least, batch.group)[real]
+        slope[pieces] = used[real]
+    tree, own = copy.deepcopy(worklist.tree), worklist.slope.clone()
+    return Proof(tree, own, worklist.owner, worklist.node, margin, slope, {})
 
 
 def are_constant(repaired: RepairedNetwork) -> Tensor:

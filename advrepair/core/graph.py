@@ -173,6 +173,11 @@ class Network(nn.Module):
         return self.operations[-1].shape[0]
 
     @property
+    def units(self) -> int:
+        """U, ReLUs: those of every operation in order, each flattened."""
+        return sum(size(op.shape) for op in self.operations if op.kind == "relu")
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights; float32 unless the file says float64."""
         return next((t.dtype for t in self.tensors.values()), torch.float32)

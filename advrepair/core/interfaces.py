@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advrepair.core.box import Box
+from advrepair.core.branches import Branch, BranchBound
 from advrepair.core.graph import Network
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import Assignment, Centres, LinearBound, PropertySet, SplitPlan
@@ -48,7 +49,8 @@ class Verifier(Component):
 
     differentiable: gradients flow from the bound to params. batchable: see BoundFn.
     rigorous: with ``rounding`` the bound holds in exact arithmetic for the function that
-    rounding names, and carries ``magnitude``; only such a verifier can state a certificate.
+    rounding names, and carries ``magnitude`` and ``slope``; only such a verifier can state a
+    certificate.
     """
 
     differentiable: ClassVar[bool]
@@ -60,6 +62,43 @@ class Verifier(Component):
         """Make ready for a network; rounding None asks for plain floating-point bounds.
 
         Raises UnsupportedNetworkError here, naming the node, for an operation it cannot bound.
+        """
+
+
+class BranchBoundFn(Protocol):
+    """A complete verifier made ready for one network."""
+
+    def __call__(
+        self, params: Mapping[str, Tensor], box: Box, C: Tensor, d: Tensor, branch: Branch
+    ) -> BranchBound:
+        """As :class:`BoundFn`, on the part of each box that its branch leaves.
+
+        Gradients flow from the rows to ``branch.slope`` and ``branch.multiplier``.
+        """
+        ...
+
+
+class CompleteVerifier(Verifier):
+    """A rigorous verifier that also decides: it says where to cut what is still open.
+
+    As ``--certifier`` it is asked about each property that is neither proved nor refuted;
+    the core cuts, bounds and keeps the tree. pieces: so many a property, at most. steps: of
+    ascent on slopes and multipliers for each piece with known signs.
+    """
+
+    pieces: int
+    steps: int
+
+    @abstractmethod
+    def prepare_branches(self, network: Network, rounding: Rounding | None = None) -> BranchBoundFn:
+        """As :meth:`prepare`."""
+
+    @abstractmethod
+    def cut(self, box: Box, A: Tensor, gap: Tensor) -> Tensor:
+        """Where to cut each piece: [B], input s < S, or S + u for the sign of ReLU input u.
+
+        A: worst row over the input, [B,*S]. gap: of that row, [B,U], units of N and then of
+        its patch; 0 where nothing is left to gain.
         """
 
 

@@ -218,8 +218,7 @@ def _certify(
     run: Run,
 ) -> Certificate:
     attack = plan.attack if plan.certification.attack else None
-    with run.stage("certification", len(problem.properties)) as advance:
-        return certify(repaired, worklist, bounder, problem, attack, plan.run.seed, advance)
+    return certify(repaired, worklist, bounder, problem, attack, plan.run.seed, run.stage)
 
 
 def _evaluate(

@@ -70,6 +70,37 @@ def refuse_contradictions(properties: PropertySet) -> None:
     )
 
 
+def in_words(properties: PropertySet, index: int) -> str:
+    """What a property demands, in words: y0, y1 ... are the outputs."""
+    label = int(properties.label[index])
+    if label >= 0:
+        return f"for every input of the box, output {label} is larger than each of the others"
+    groups: dict[int, list[str]] = {}
+    rows = zip(
+        properties.group[index].tolist(), properties.C[index], properties.d[index], strict=True
+    )
+    for group, row, constant in rows:
+        if group >= 0:
+            groups.setdefault(group, []).append(_inequality(row, float(constant)))
+    parts = [" or ".join(each) for each in groups.values()]
+    if len(parts) > 1:
+        parts = [f"({part})" if " or " in part else part for part in parts]
+    return f"for every input of the box, {' and '.join(parts)}"
+
+
+def _inequality(row: Tensor, constant: float) -> str:
+    terms = []
+    for k in row.nonzero()[:, 0].tolist():
+        factor = float(row[k])
+        sign = "-" if factor < 0 else "+"
+        size = "" if abs(factor) == 1 else f"{abs(factor):.6g} "
+        terms.append(f"{sign} {size}y{k}")
+    if constant or not terms:
+        terms.append(f"{'-' if constant < 0 else '+'} {abs(constant):.6g}")
+    text = " ".join(terms)
+    return (f"-{text[2:]}" if text[0] == "-" else text[2:]) + " > 0"
+
+
 def _demand(properties: PropertySet, index: int) -> str:
     label = int(properties.label[index])
     return f"label {label}" if label >= 0 else "another specification"

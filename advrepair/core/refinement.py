@@ -6,7 +6,7 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.bounding import Batch, Bounder, joined, slopes_of
 from advrepair.core.box import Box
 from advrepair.core.patching import patch_identifiers
 from advrepair.core.types import Assignment, LinearBound, PropertySet, SplitPlan
@@ -17,7 +17,8 @@ class SplitTree:
     """How boxes were cut: node i < P is box i; a cut node has two later children.
 
     owner: property of each node. parent: -1 for a root. dim: flat dimension of the cut, -1
-    for a leaf. cut: where. The child with the lower half comes first.
+    for a leaf. cut: where. The child with the lower half comes first. A dimension s >= S is
+    a cut by the sign of ReLU input s - S, units of N before those of the patch.
     """
 
     owner: list[int]
@@ -29,6 +30,14 @@ class SplitTree:
     def roots(cls, count: int) -> SplitTree:
         """One leaf a box."""
         return cls(list(range(count)), [-1] * count, [-1] * count, [0.0] * count)
+
+    def children(self) -> list[list[int]]:
+        """Of every node its two children, or none."""
+        below: list[list[int]] = [[] for _ in self.owner]
+        for child, parent in enumerate(self.parent):
+            if parent >= 0:
+                below[parent].append(child)
+        return below
 
     def bisect(self, node: int, dim: int, cut: float) -> tuple[int, int]:
         """Cut a leaf; returns its children."""
@@ -47,8 +56,8 @@ class Worklist:
 
     box: W pieces. owner: [W], the property of each. node: [W], its leaf in the tree.
     rows: of N in the training dtype. proof: of N, float64 and rigorous. All [W,M,*S].
-    order: [Q], the patches sorted by what they serve, so that no result depends on the order
-    of the data.
+    slope: uint8 [R,U], N's slopes in the proof, of every node of the tree. order: [Q], the
+    patches sorted by what they serve, so that no result depends on the order of the data.
     """
 
     properties: PropertySet
@@ -59,6 +68,7 @@ class Worklist:
     rows: LinearBound
     proof: LinearBound
     tree: SplitTree
+    slope: Tensor
     order: Tensor
 
     @classmethod
@@ -79,6 +89,7 @@ class Worklist:
             rows[back],
             proof[back],
             SplitTree.roots(len(properties)),
+            slopes_of(proof, bounder.network)[back],
             torch.tensor(sorted(range(len(keys)), key=keys.__getitem__)),
         )
 
@@ -115,6 +126,7 @@ class Worklist:
         halves = Box(torch.cat([low.lower, high.lower]), torch.cat([low.upper, high.upper]))
         twice = parents.repeat(2)
         rows, proof = _base(bounder, self.properties, halves, self.owner[twice])
+        slope = slopes_of(proof, bounder.network)
         rows = _better(rows, self.rows[twice], halves)
         proof = _better(proof, self.proof[twice], halves)
         cuts = low.upper.flatten(1).gather(1, plan.dim[:, None])[:, 0]
@@ -122,14 +134,16 @@ class Worklist:
             self.tree.bisect(int(node), int(dim), float(cut))
             for node, dim, cut in zip(self.node[parents], plan.dim, cuts, strict=True)
         ]
+        # The tree counts the halves of a node one after the other.
+        self.slope = torch.cat([self.slope, torch.stack(slope.chunk(2), 1).flatten(0, 1)])
         keep = torch.ones(len(self.owner), dtype=torch.bool)
         keep[parents] = False
         children = torch.tensor([pair[0] for pair in nodes] + [pair[1] for pair in nodes])
-        self.box = _concat_boxes(self.box[keep], halves)
+        self.box = concatenated(self.box[keep], halves)
         self.owner, old = torch.cat([self.owner[keep], self.owner[twice]]), self.node[keep]
         self.node = torch.cat([old, children])
-        self.rows = _concat_rows(self.rows[keep], rows)
-        self.proof = _concat_rows(self.proof[keep], proof)
+        self.rows = joined([self.rows[keep], rows])
+        self.proof = joined([self.proof[keep], proof])
 
 
 def _base(
@@ -152,12 +166,6 @@ def _better(own: LinearBound, inherited: LinearBound, box: Box) -> LinearBound:
     return LinearBound(A, torch.where(take, own.b, inherited.b), sizes)
 
 
-def _concat_boxes(a: Box, b: Box) -> Box:
+def concatenated(a: Box, b: Box) -> Box:
+    """Boxes of a, then those of b."""
     return Box(torch.cat([a.lower, b.lower]), torch.cat([a.upper, b.upper]))
-
-
-def _concat_rows(a: LinearBound, b: LinearBound) -> LinearBound:
-    sizes = None
-    if a.magnitude is not None and b.magnitude is not None:
-        sizes = torch.cat([a.magnitude, b.magnitude])
-    return LinearBound(torch.cat([a.A, b.A]), torch.cat([a.b, b.b]), sizes)

@@ -51,7 +51,7 @@ def report(
             "total": len(certificate.status),
             **{status.value: certificate.count(status) for status in Status},
             "constant": int(certificate.constant.sum()),
-            "pieces": len(certificate.piece_margin),
+            "pieces": len(certificate.proof.owner),
         },
         "metrics": dict(metrics),
         "routing": dict(routes),
@@ -69,7 +69,7 @@ def report(
     }
 
 
-_STAGES = ("attack", "bounds", "training", "certification", "evaluation")
+_STAGES = ("attack", "bounds", "training", "certification", "branch and bound", "evaluation")
 
 
 def _notes(

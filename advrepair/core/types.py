@@ -39,20 +39,23 @@ class Status(enum.StrEnum):
 class LinearBound:
     """``A.x + b <= C f(x) + d`` for every x in the box it was made for.
 
-    A: [B,M,*S]. b: [B,M]. magnitude: [B,K], ``|f(x)|`` is at most that on the box; present
-    when rounding was accounted for. Bounds of f and of g add up to a bound of f + g.
+    A: [B,M,*S]. b: [B,M]. Bounds of f and of g add up to a bound of f + g. Of rigorous bounds
+    only: magnitude: [B,K], ``|f(x)|`` is at most that on the box. slope: uint8 [B,U], what
+    stands below each ReLU, k for k/255; with it a checker finds the same bound.
     """
 
     A: Tensor
     b: Tensor
     magnitude: Tensor | None = None
+    slope: Tensor | None = None
 
     def __add__(self, other: LinearBound) -> LinearBound:
         return LinearBound(self.A + other.A, self.b + other.b)
 
     def __getitem__(self, index: Tensor | slice) -> LinearBound:
         size = None if self.magnitude is None else self.magnitude[index]
-        return LinearBound(self.A[index], self.b[index], size)
+        slope = None if self.slope is None else self.slope[index]
+        return LinearBound(self.A[index], self.b[index], size, slope)
 
     def to(self, dtype: torch.dtype) -> LinearBound:
         """Rounded to another dtype (for training; a certificate uses the float64 rows)."""

@@ -7,8 +7,8 @@ A check is a function of one verifier that raises AssertionError with a one-line
         check(MyVerifier())
 
 Networks, boxes and specifications are fixed (``cases.py``), so a failure repeats. What a
-verifier does not claim (``rigorous``, ``batchable``, ``differentiable``) and the networks
-it refuses in ``prepare`` are passed over; a fully connected ReLU network it must bound.
+verifier does not claim (``rigorous``, ``batchable``, ``differentiable``, to be complete) and the
+networks it refuses in ``prepare`` are passed over; a fully connected ReLU network it must bound.
 Passing is evidence, not a proof: the checks find mistakes, they cannot show there are none.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from advrepair.core.interfaces import Verifier
-from advrepair.testing import contract, soundness
+from advrepair.testing import branches, contract, soundness
 
 Check = Callable[[Verifier], None]
 
@@ -38,6 +38,10 @@ CHECKS: tuple[Check, ...] = (
     soundness.check_rigorous_in_real_arithmetic,
     soundness.check_rigorous_for_the_deployed_network,
     soundness.check_magnitude_of_rigorous_bounds,
+    branches.check_branches_hold_on_their_part,
+    branches.check_rigorous_branches_hold_when_deployed,
+    branches.check_smaller_boxes_have_no_lower_bounds,
+    branches.check_cuts_name_an_input_or_a_relu,
 )
 
 

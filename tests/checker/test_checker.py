@@ -16,7 +16,6 @@ from problems import SPLITTING, a_registry, configure, write_inputs
 
 import advrepair
 from advrepair import checker
-from advrepair.checker import verdict as verdict_module
 from advrepair.cli import main
 from advrepair.core import pipeline
 from advrepair.testing.networks import NETWORKS
@@ -44,21 +43,9 @@ def test_it_imports_numpy_and_the_standard_library_only():
                 assert name.startswith("advrepair.checker") or name.split(".")[0] in known
 
 
-def code_lines(path: Path) -> int:
-    """Lines that hold code: no blank lines, comments or docstrings."""
-    text = path.read_text(encoding="utf-8")
-    words: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
-            words |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    lines = enumerate(text.splitlines(), 1)
-    return sum(n not in words and line.strip()[:1] not in ("", "#") for n, line in lines)
-
-
 def test_it_can_be_read_in_one_sitting():
-    assert sum(code_lines(path) for path in PACKAGE.glob("*.py")) < 600
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.glob("*.py"))
+    assert lines < 750
 
 
 def test_it_loads_no_torch():
@@ -152,7 +139,7 @@ def test_no_certified_property(tmp_path):
 
 def overlap(claim, proof, stored):
     """Property 1 gets the box and the demand of property 0, but another patch."""
-    for name in ("box.lower", "box.upper", "C", "d", "group"):
+    for name in ("box.lower", "box.upper", "C", "d", "group", "tree.slope", "piece.slope"):
         proof[name][1] = proof[name][0]
     claim["properties"][1]["label"] = claim["properties"][0]["label"]
     for name in ("lower", "upper"):
@@ -236,21 +223,18 @@ def test_mnist(network, tmp_path, capsys):
     assert np.isfinite(found.margin)
 
 
-def test_rows_of_the_nodes_above_serve_their_pieces(tmp_path, monkeypatch):
-    """Where a piece's own rows do not do, those of its box may."""
+def test_slopes_of_the_nodes_above_serve_their_pieces(tmp_path):
+    """Where the slopes of a piece's own node do not do, those of a node above it may."""
     folder = run(tmp_path, SPLITTING, {"problem": {"count": 12}})
-    original, calls = verdict_module._Check._rows, []
 
-    def poor(self, pieces, outer, inner, sign=1):
-        rows = original(self, pieces, outer, inner, sign)
-        calls.append(outer is inner)
-        whole = self.tree.parent[self.node[pieces]] < 0
-        return rows if sign < 0 or outer is not inner else np.where(whole[:, None], rows, -np.inf)
+    def poor(leaves):
+        def edit(claim, proof, stored):
+            nodes = proof["tree.parent"] >= 0 if leaves else proof["tree.parent"] < 3000
+            proof["tree.slope"][nodes] = 128
 
-    monkeypatch.setattr(verdict_module._Check, "_rows", poor)
-    found = verdict(folder)
-    assert not all(calls)
-    assert not found.invalid
-    # Some pieces need the rows that were taken away, but not all of them.
-    nodes = folders.read(folder, "certificate.safetensors")[0]["tree.parent"]
-    assert len(found.incomplete) < (nodes >= 0).sum()
+        return edit
+
+    some = verdict(edited(folder, tmp_path / "some", poor(True)))
+    none = verdict(edited(folder, tmp_path / "none", poor(False)))
+    assert not some.invalid and not none.invalid
+    assert len(some.incomplete) < len(none.incomplete)

@@ -6,11 +6,12 @@ import os
 import pickle
 import shutil
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from folders import repaired, verdict
+from folders import edited, repaired, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,3 +129,45 @@ def test_a_reason_is_one_short_line(tmp_path, folder):
     assert line.startswith("INVALID: level ")
     assert len(line.encode()) < 400
     assert line.count("\n") == 0
+
+
+def structure(*operations, shape=(4,)):
+    keys = ("name", "kind", "shape", "settings")
+    listed, last = [], "input"
+    for operation in operations:
+        listed.append({**dict(zip(keys, operation, strict=True)), "inputs": [last], "tensors": {}})
+        last = operation[0]
+    return {"input_shape": list(shape), "operations": listed}
+
+
+ONE, WINDOW = [1, 1], {"kernel_size": [1000, 1000], "stride": [1, 1]}
+LARGE = {
+    "input": structure(("a", "relu", [2**21], {}), shape=(2**21,)),
+    "many axes": structure(("a", "relu", [2**10] * 3, {}), shape=[2**10] * 3),
+    "padded": structure(("a", "pad", [2**40], {"pad": [2**40, 0]})),
+    "padded a little": structure(("a", "pad", [2**20 + 1], {"pad": [2**20 - 3, 0]})),
+    "two axes": structure(("a", "pad", [2**19 + 1] * 2, {"pad": [2**19] * 4}), shape=ONE),
+    "a name of a shape": structure(("a", "reshape", [2**60], {})),
+    "windows": structure(("a", "avg_pool2d", [1, 25, 25], WINDOW), shape=(1, 1024, 1024)),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_sizes_beyond_the_limits_are_incomplete(name, tmp_path, folder):
+    def large(claim, proof, stored):
+        stored["header"]["base"] = LARGE[name]
+
+    target = edited(folder, tmp_path / "run", large)
+    tracemalloc.start()
+    found = verdict(target)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.word == "INCOMPLETE", found.line
+    assert peak < 2**26
+
+
+def test_a_file_beyond_the_limit_is_incomplete(tmp_path, folder):
+    target = shutil.copytree(folder, tmp_path / "run")
+    with open(target / "repaired.safetensors", "r+b") as file:
+        file.truncate(2**32 + 1)  # a hole: it takes no place
+    assert verdict(target).word == "INCOMPLETE"

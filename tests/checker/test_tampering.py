@@ -93,7 +93,8 @@ def test_a_truncated_file(folder, name, share):
 
 
 def arrays_of(folder):
-    return [(name, key) for name in FILES[1:] for key in folders.read(folder, name)[0]]
+    read = [(name, folders.read(folder, name)[0]) for name in FILES[1:]]
+    return [(name, key) for name, arrays in read for key in arrays if arrays[key].size]
 
 
 @given(st.data())
@@ -208,9 +209,61 @@ def move_cut(claim, proof, stored):
     proof["tree.cut"][proof["tree.dim"] >= 0] += 10
 
 
+def no_half(claim, proof, stored):
+    """A cut by the sign of a unit, and one of its halves is gone."""
+    proof["tree.dim"][0] = 6
+
+
+def strange_unit(claim, proof, stored):
+    proof["tree.dim"][proof["tree.dim"] >= 0] = 10_000
+
+
+def unit_not_at_zero(claim, proof, stored):
+    cut = proof["tree.dim"] >= 0
+    proof["tree.dim"][cut], proof["tree.cut"][cut] = 6, 0.5
+
+
+def signs_for_halves(claim, proof, stored):
+    """The halves of boxes become those of a unit, which is at most 0, or at least."""
+    cut = proof["tree.dim"] >= 0
+    proof["tree.dim"][cut], proof["tree.cut"][cut] = 6, 0.0
+    proof["piece.margin"][:] += 1.0
+    for i, each in enumerate(claim["properties"]):
+        if each["status"] == "certified":
+            mine = proof["tree.owner"][proof["piece.node"]] == i
+            each["margin"] = float(proof["piece.margin"][mine].min())
+
+
+def few_slopes(claim, proof, stored):
+    proof["tree.slope"] = proof["tree.slope"][:, :-1]
+
+
+def slopes_of_no_node(claim, proof, stored):
+    proof["tree.slope"] = proof["tree.slope"][:-1]
+
+
+def slopes_of_no_piece(claim, proof, stored):
+    proof["piece.slope"] = proof["piece.slope"][:-1]
+
+
+def signed_slopes(claim, proof, stored):
+    proof["tree.slope"] = proof["tree.slope"].astype(np.int64) - 300
+
+
+def multiplied(piece=0, unit=0, value=1.0, rows=None):
+    def edit(claim, proof, stored):
+        rows_ = proof["d"].shape[1] if rows is None else rows
+        proof["multiplier.piece"] = np.int64([piece])
+        proof["multiplier.unit"] = np.int64([unit])
+        proof["multiplier.value"] = np.full((1, rows_), value, np.float32)
+
+    edit.__name__ = f"multiplied_{piece}_{unit}_{value}_{rows}"
+    return edit
+
+
 def swap_dim(claim, proof, stored):
     cut = proof["tree.dim"] >= 0
-    proof["tree.dim"][cut] = proof["tree.dim"][cut] + 60
+    proof["tree.dim"][cut] = proof["tree.dim"][cut] + 6000
 
 
 def cycle(claim, proof, stored):
@@ -272,7 +325,11 @@ def level(claim, proof, stored):
 EDITS = [
     relabel, another_demand, one_group, no_demand, a_gift, wider, one_sided, inside_out, drop_piece,
     repeat_piece, drop_cut, move_cut, swap_dim, cycle, drop_patch, swap_patches, reroute,
-    reroute_both, drop_box, swap_boxes, no_numbers, skip_layer, huge, level,
+    no_half, strange_unit,
+    unit_not_at_zero, signs_for_halves, few_slopes, slopes_of_no_node, slopes_of_no_piece,
+    signed_slopes, multiplied(value=-1e-3), multiplied(value=np.nan), multiplied(value=np.inf),
+    multiplied(unit=-1), multiplied(unit=10_000), multiplied(piece=-1), multiplied(piece=10_000),
+    multiplied(rows=1), reroute_both, drop_box, swap_boxes, no_numbers, skip_layer, huge, level,
 ]  # fmt: skip
 VALUES = [
     set_margin(value) for value in (0.0, -1.0, None, 1e9, "0.1", True, float("nan"), float("inf"))
@@ -299,7 +356,7 @@ def test_a_stranger_key_or_a_missing_one(folder, tmp_path):
     claim = json.loads((folder / FILES[0]).read_text())
     target = copied(folder)
     for key in claim:
-        if key not in ("claim", "certifier"):
+        if key not in ("claim", "certifier", "versions"):
             less = {name: value for name, value in claim.items() if name != key}
             (target / FILES[0]).write_text(json.dumps(less))
             assert answer(target).word == "INVALID", key

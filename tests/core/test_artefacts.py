@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from problems import BYTES, a_network, a_registry, entries, some_data, some_parts
+from problems import BYTES, a_network, a_registry, entries, some_data, some_parts, untold
 
 from advrepair.core.artefacts import (
     Checkpoint,
@@ -160,7 +160,7 @@ def test_what_is_no_part_of_a_run_is_refused(tmp_path):
         with pytest.raises(UsageError, match="not readable as part of a run"):
             read_tensors(tmp_path / name)
     write_tensors(tmp_path / "future", {}, {"format": 99})
-    with pytest.raises(UsageError, match="has format 99: this version reads 1"):
+    with pytest.raises(UsageError, match="has format 99: this version reads 2"):
         read_repaired(tmp_path / "future", Registry.load())
 
 
@@ -201,9 +201,7 @@ def a_certificate(path, **options):
     parts.worklist.split(SplitPlan(torch.tensor([1]), torch.tensor([2])), parts.bounder)
     stack, _ = constant_patches(torch.arange(6), parts.worklist, parts.bounder)
     parts.repaired.bank.put(torch.tensor([0, 1]), {n: t[:2] for n, t in stack.items()})
-    found = certify(
-        parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, lambda more: None
-    )
+    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
     path.mkdir()
     write_repaired(path / "repaired.safetensors", parts.repaired)
     write_certificate(path, found, parts.properties, parts.repaired)
@@ -213,7 +211,8 @@ def a_certificate(path, **options):
 def test_a_certificate_says_what_holds_and_of_which_files(tmp_path):
     found, parts = a_certificate(tmp_path / "a")
     stated = json.loads((tmp_path / "a" / "certificate.json").read_text())
-    assert (stated["level"], stated["certifier"]) == ("deployed-float32", "deeppoly")
+    assert (stated["level"], stated["certifier"]["name"]) == ("deployed-float32", "deeppoly")
+    assert stated["certifier"]["version"] == stated["versions"]["advrepair"]
     assert stated["network"] == a_network().digest()
     for name, digest in stated["files"].items():
         assert digest == file_digest(tmp_path / "a" / name)
@@ -226,7 +225,9 @@ def test_a_certificate_says_what_holds_and_of_which_files(tmp_path):
     assert [row["id"] for row in rows] == list(parts.properties.identifiers())
     arrays, _ = read_tensors(tmp_path / "a" / "certificate.safetensors")
     assert torch.equal(arrays["box.lower"], parts.properties.box.lower)
-    assert torch.equal(arrays["piece.margin"], found.piece_margin)
+    assert torch.equal(arrays["piece.margin"], found.proof.margin)
+    assert arrays["tree.slope"].shape == (8, a_network().units)
+    assert arrays["piece.slope"].shape == (7, 4) and len(arrays["multiplier.piece"]) == 0
     assert arrays["tree.parent"].tolist() == [-1] * 6 + [1, 1]
 
 

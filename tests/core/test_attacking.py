@@ -149,9 +149,10 @@ def test_what_is_left_is_what_the_attack_or_x_adv_still_breaks():
     some = torch.tensor([0, 2, 5])
     parts.repaired.bank.put(some, {name: t[some] for name, t in stack.items()})
     told = []
-    left = counterexamples_left(parts.repaired, parts.problem, Pgd(), 0, told.append)
+    left, points = counterexamples_left(parts.repaired, parts.problem, Pgd(), 0, told.append)
+    assert torch.equal(parts.properties.violated(parts.repaired(points)), left)
     assert left.tolist() == [False, True, False, True, True, False] and sum(told) == 6
-    still = counterexamples_left(parts.repaired, parts.problem, Lazy(), 0, told.append)
+    still, _ = counterexamples_left(parts.repaired, parts.problem, Lazy(), 0, told.append)
     assert torch.equal(left, still)  # x_adv is enough
 
 

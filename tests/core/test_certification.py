@@ -1,5 +1,6 @@
 """The final statement: what counts as proved, and what happens when a proof is wrong."""
 
+from contextlib import nullcontext
 from typing import ClassVar
 
 import pytest
@@ -7,12 +8,12 @@ import torch
 from attrs import frozen
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import a_network, a_problem, some_data, some_parts, the_balls
+from problems import a_network, a_problem, some_data, some_parts, the_balls, untold
 
 from advrepair.core import training
 from advrepair.core.attacking import Problem
 from advrepair.core.box import Box
-from advrepair.core.certification import are_constant, certify, piece_margins, routed
+from advrepair.core.certification import are_constant, certify, prove, routed
 from advrepair.core.constant import constant_patches as constants
 from advrepair.core.errors import SoundnessError
 from advrepair.core.types import LinearBound, SplitPlan, Status
@@ -21,8 +22,8 @@ from advrepair.plugins.verifiers.deeppoly import DeepPoly
 
 
 def state(parts, attack=None, told=None):
-    advance = (lambda more: None) if told is None else told.append
-    return certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, attack, 0, advance)
+    stage = untold if told is None else lambda name, total: nullcontext(told.append)
+    return certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, attack, 0, stage)
 
 
 def mend(parts, *which):
@@ -52,7 +53,7 @@ def test_every_status():
     assert (found.count(Status.CERTIFIED), found.count(Status.UNKNOWN)) == (1, 0)
     assert found.constant.tolist() == [False, True, False] and sum(told) == 3
     assert ((found.margin > 0) == torch.tensor([False, True, False])).all()
-    assert (found.level, found.certifier) == ("deployed-float32", "deeppoly")
+    assert (found.level, found.certifier.name) == ("deployed-float32", "deeppoly")
 
 
 def test_without_an_attack_nothing_is_falsified():
@@ -117,9 +118,9 @@ def test_a_property_is_as_good_as_its_worst_piece():
     parts.worklist.split(SplitPlan(torch.tensor([2, 4]), torch.tensor([0, 1])), parts.bounder)
     parts.worklist.split(SplitPlan(torch.tensor([4]), torch.tensor([3])), parts.bounder)
     found = state(parts)
-    assert len(found.piece_margin) == 9
+    assert len(found.proof.margin) == 9
     for i in range(6):
-        own = found.piece_margin[parts.worklist.owner == i]
+        own = found.proof.margin[parts.worklist.owner == i]
         assert found.margin[i] == own.min()
     assert found.status == (Status.CERTIFIED,) * 6
 
@@ -129,7 +130,7 @@ def test_margins_of_pieces_do_not_depend_on_chunks(at_once, monkeypatch):
     monkeypatch.setattr(training, "_PATCHES_AT_ONCE", at_once)
     parts = some_parts(hidden=(4,))
     parts.worklist.split(SplitPlan(torch.tensor([3]), torch.tensor([0])), parts.bounder)
-    margin = piece_margins(parts.repaired, parts.worklist, parts.bounder)
+    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin
     for piece in range(7):
         patch = parts.worklist.patch[parts.worklist.owner[piece]][None]
         batch = parts.worklist.batch(patch, rigorous=True)
@@ -198,7 +199,7 @@ def test_a_constant_that_swallows_the_logits_is_certified_for_real_numbers_only(
     level = {}
     for name in ("real", "deployed-float32"):
         safe = some_parts(Problem(every, x, torch.arange(30)), network, level=name)
-        assert (piece_margins(safe.repaired, safe.worklist, safe.bounder) > 0).sum() > 20
+        assert (prove(safe.repaired, safe.worklist, safe.bounder).margin > 0).sum() > 20
         problem = Problem(every[torch.arange(6)], x[:6], torch.arange(6))
         parts = with_constant(some_parts(problem, network, level=name), torch.full((4,), 1e8))
         level[name] = state(parts)

@@ -9,7 +9,7 @@ from problems import Mixed, Parts, a_network, a_problem, some_data, some_parts, 
 
 from advrepair.core import config, training
 from advrepair.core.attacking import Problem
-from advrepair.core.certification import are_constant, piece_margins
+from advrepair.core.certification import are_constant, prove
 from advrepair.core.interfaces import Refiner
 from advrepair.core.training import Trained, patch_chunks, train
 from advrepair.core.types import LinearBound, SplitPlan
@@ -51,7 +51,7 @@ def run(parts: Parts, settled=(), refiner=None, **budget):
 
 
 def proved(parts):
-    margin = piece_margins(parts.repaired, parts.worklist, parts.bounder)
+    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin
     least = torch.full((len(parts.repaired.bank),), torch.inf, dtype=torch.float64)
     return least.scatter_reduce(0, parts.worklist.patch[parts.worklist.owner], margin, "amin") > 0
 
@@ -263,6 +263,6 @@ def test_a_group_of_several_rows_is_trained_to_a_proof(hidden):
     parts = some_parts(Problem(never, problem.x_adv, problem.row), hidden=hidden)
     assert bool(never.violated(parts.repaired(problem.x_adv)).any())
     run(parts)
-    assert (piece_margins(parts.repaired, parts.worklist, parts.bounder) > 0).all()
+    assert (prove(parts.repaired, parts.worklist, parts.bounder).margin > 0).all()
     assert not bool(are_constant(parts.repaired).any())
     assert not bool(never.violated(parts.repaired(problem.x_adv)).any())

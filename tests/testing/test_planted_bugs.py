@@ -15,6 +15,7 @@ from advrepair.core.graph import Network
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import Box, LinearBound
+from advrepair.plugins.verifiers.branch_and_bound import BranchAndBound
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.interval import Interval
 from advrepair.plugins.verifiers.relaxations import SLOPES
@@ -26,7 +27,7 @@ from advrepair.testing.contract import (
 )
 from advrepair.testing.trial import Trial
 
-HONEST = [*(DeepPoly(lower_slope=slope) for slope in SLOPES), Interval()]
+HONEST = [*(DeepPoly(lower_slope=slope) for slope in SLOPES), Interval(), BranchAndBound()]
 
 # What each bug is at least caught by; more checks may see it.
 CAUGHT_BY = {

@@ -2,6 +2,7 @@
 
 from advrepair.core.hookspecs import hookimpl
 from advrepair.core.interfaces import Component
+from advrepair.plugins.verifiers.branch_and_bound import BranchAndBound
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.interval import Interval
 
@@ -9,4 +10,4 @@ from advrepair.plugins.verifiers.interval import Interval
 @hookimpl
 def advrepair_components() -> tuple[type[Component], ...]:
     """The built-in verifiers."""
-    return (DeepPoly, Interval)
+    return (BranchAndBound, DeepPoly, Interval)

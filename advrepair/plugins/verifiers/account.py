@@ -101,14 +101,15 @@ class Account:
             absolute = value.center.abs() + 8 * value.radius
             self.error = self.error + dot(A.abs(), value.error + gamma(terms) * absolute)
 
-    def close(self, A: Tensor, box: Box, magnitude: Tensor | None) -> LinearBound:
+    def close(
+        self, A: Tensor, box: Box, magnitude: Tensor | None, slope: Tensor | None
+    ) -> LinearBound:
         """The finished bound over the input; all errors are subtracted from its constant."""
         boxes, rows = len(box), self.b.shape[1]
         A = A.expand(boxes, *A.shape[1:])
         b = self.b if not self.rounding else self.b - self._total()
-        return LinearBound(
-            A, b.expand(boxes, rows), None if magnitude is None else above(magnitude)
-        )
+        size = None if magnitude is None else above(magnitude)
+        return LinearBound(A, b.expand(boxes, rows), size, slope)
 
     def least(self, A: Tensor, radius: Tensor) -> Tensor:
         """Lower end of the rows, [B,M], once every midpoint is in the constant."""

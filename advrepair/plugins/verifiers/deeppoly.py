@@ -22,7 +22,12 @@ from advrepair.plugins.verifiers.affine import (
     fan_in,
     without_bias,
 )
-from advrepair.plugins.verifiers.relaxations import SLOPES, Relaxation, relu
+from advrepair.plugins.verifiers.relaxations import (
+    SLOPES,
+    STEPS_OF_SLOPE,
+    Relaxation,
+    relu,
+)
 
 
 @frozen
@@ -50,15 +55,13 @@ class DeepPoly(Verifier):
         slope = self.lower_slope
 
         def bound(params: Mapping[str, Tensor], box: Box, C: Tensor, d: Tensor) -> LinearBound:
-            state = _Propagation(network, params, box, slope, rounding)
-            state.relax_all()
-            return state.back_substitute(len(network.operations) - 1, C, d)
+            return Propagation(network, params, box, slope, rounding).rows(C, d)
 
         return bound
 
 
 @define(eq=False)
-class _Propagation:
+class Propagation:
     """One call: relaxations from the input on, then rows from the output back."""
 
     network: Network
@@ -81,6 +84,11 @@ class _Propagation:
         # The midpoint and the half width of float64 faces are rounded once each.
         error = 4 * UNIT64 * self.sizes[INPUT] if self.rounding else torch.zeros_like(radius)
         self.shallow[INPUT] = Shallow(center, radius, error, mixed=False)
+
+    def rows(self, C: Tensor, d: Tensor) -> LinearBound:
+        """Rows of ``C f(x) + d``, [B,M,*S]."""
+        self.relax_all()
+        return self.back_substitute(len(self.network.operations) - 1, C, d)
 
     def relax_all(self) -> None:
         """Bound the input of every ReLU, in order, each with the relaxations before it."""
@@ -108,12 +116,30 @@ class _Propagation:
 
     def _relax(self, op: Operation) -> None:
         source = op.inputs[0]
-        lower, upper = self._interval(source)
-        self.relaxed[op.name] = relu(lower, upper, self.slope, self.rounding is not None)
+        lower, upper = self.known(op, *self._interval(source))
+        slope = self.slope_below(op)
+        self.relaxed[op.name] = relu(lower, upper, slope, self.rounding is not None)
         if self.rounding:
             reach = self.rounding.overflowing(torch.maximum(lower.abs(), upper.abs()))
             self.sizes[source] = torch.minimum(self.sizes[source], reach)
             self.sizes[op.name] = torch.minimum(self.sizes[op.name], upper.clamp(min=0))
+
+    def known(self, op: Operation, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The interval of a ReLU's input, or what more is known of it."""
+        return lower, upper
+
+    def slope_below(self, op: Operation) -> str | Tensor:
+        """The slope below the unstable units of a ReLU."""
+        return self.slope
+
+    def _slopes(self) -> Tensor | None:
+        """Slopes below all ReLUs as a certificate stores them: uint8 [B,U]."""
+        if not self.rounding:
+            return None
+        used = [lines.lower_slope.flatten(1) for lines in self.relaxed.values()]
+        none = self.box.lower.new_zeros(len(self.box), 0)
+        share = torch.cat([none, *used], 1).nan_to_num(0.0)
+        return (share * STEPS_OF_SLOPE).round().to(torch.uint8)
 
     def _extend_shallow(self, op: Operation) -> None:
         """Carry the exact interval through an affine operation while it stays exact."""
@@ -177,7 +203,8 @@ class _Propagation:
         A = pending.get(INPUT)
         if A is None:  # the value does not depend on the input
             A = self.box.lower.new_zeros(1, b.shape[1], *self.network.input_shape)
-        return account.close(A, self.box, self.sizes.get(self.network.operations[-1].name))
+        size = self.sizes.get(self.network.operations[-1].name)
+        return account.close(A, self.box, size, self._slopes())
 
     def _least(self, index: int, rows: Tensor) -> Tensor:
         """Lower end of rows [1,M,*shape] over an operation's value: [B,M].
@@ -210,13 +237,17 @@ class _Propagation:
         self, account: Account, pending: dict[str, Tensor], A: Tensor, op: Operation
     ) -> None:
         if op.kind == "relu":
-            A = account.through_relu(A, self.relaxed[op.name])
+            A = self.through_relu(account, A, op)
         elif op.kind != "add":
             A = account.through_affine(A, op)
         else:
             account.rounded(A, op)
         for source in op.inputs:
             pending[source] = account.merge(pending.get(source), A, source)
+
+    def through_relu(self, account: Account, A: Tensor, op: Operation) -> Tensor:
+        """Rows over a ReLU's result as rows over its input."""
+        return account.through_relu(A, self.relaxed[op.name])
 
     def _account(self, b: Tensor) -> Account:
         error = torch.zeros_like(b)

@@ -7,6 +7,7 @@ from torch import Tensor
 from advrepair.core.rounding import UNIT64
 
 SLOPES = ("area", "zero", "one", "same")
+STEPS_OF_SLOPE = 255
 
 
 @frozen(eq=False)
@@ -18,7 +19,7 @@ class Relaxation:
     offset: Tensor
 
 
-def relu(lower: Tensor, upper: Tensor, slope: str, rigorous: bool) -> Relaxation:
+def relu(lower: Tensor, upper: Tensor, slope: str | Tensor, rigorous: bool) -> Relaxation:
     """Lines around ReLU for inputs in [lower, upper].
 
     Sound: relu is convex, so a line is above it on the interval iff it is above it at both
@@ -27,7 +28,8 @@ def relu(lower: Tensor, upper: Tensor, slope: str, rigorous: bool) -> Relaxation
     with ``rigorous`` the offset also covers its own rounding and that of the product A s.
     DeepPoly, POPL 2019 (10.1145/3290354): s = u / (u - l), lower slope by least area.
 
-    lower, upper: [B,*shape]. slope: lower slope of unstable units, one of SLOPES.
+    lower, upper: [B,*shape]. slope: lower slope of unstable units, one of SLOPES or numbers
+    in [0, 1]; rigorous ones are multiples of 1/255, as a certificate stores them.
     """
     low, high = lower.clamp(max=0), upper.clamp(min=0)
     tiny = torch.finfo(lower.dtype).tiny
@@ -37,7 +39,9 @@ def relu(lower: Tensor, upper: Tensor, slope: str, rigorous: bool) -> Relaxation
     if rigorous:
         offset = offset + 8 * UNIT64 * torch.maximum(-low, high) + tiny
     active, dead = (lower >= 0).to(lower.dtype), (upper <= 0).to(lower.dtype)
-    if slope == "area":
+    if isinstance(slope, Tensor):
+        below = torch.where(active + dead > 0, active, slope)
+    elif slope == "area":
         below = (upper > -lower).to(lower.dtype)
     elif slope == "zero":
         below = active
@@ -45,4 +49,6 @@ def relu(lower: Tensor, upper: Tensor, slope: str, rigorous: bool) -> Relaxation
         below = 1 - dead
     else:
         below = above
+    if rigorous:
+        below = (below * STEPS_OF_SLOPE).round() / STEPS_OF_SLOPE
     return Relaxation(below, above, offset)

@@ -1,0 +1,191 @@
+"""Pieces that are cut by the sign of a ReLU, and multipliers, where the truth is known."""
+
+import numpy as np
+import pytest
+from folders import digest, edited, identify, rehash, verdict, write
+
+# y = relu(x) - relu(x - 0.5) + 0.1 is at least 0.1. With slope 1 below the first ReLU, a piece
+# where x >= 0 and x <= 0.5, by the signs of both, needs a multiplier as well.
+LEAVES = {3: "x <= 0", 4: "x >= 0", 2: "x >= 0.5"}
+
+
+def operation(name, kind, inputs, shape, **tensors):
+    settings: dict = {}
+    parts = {"name": name, "kind": kind, "inputs": [inputs], "shape": shape}
+    return {**parts, "tensors": tensors, "settings": settings}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One box [-1, 1], one patch that adds nothing, and a proof by cuts and a multiplier."""
+    place = tmp_path_factory.mktemp("cuts")
+    hidden = [
+        operation("a", "linear", "input", [2], weight="w", bias="b"),
+        operation("r", "relu", "a", [2]),
+    ]
+    base = [*hidden, operation("y", "linear", "r", [1], weight="v")]
+    header = {
+        "format": 2,
+        "base": {"input_shape": [1], "operations": base},
+        "patch": {
+            "input_shape": [1],
+            "operations": [operation("p", "linear", "input", [1], weight="w")],
+        },
+        "patches": ["one"],
+    }
+    low, high = np.float32([[-1]]), np.float32([[1]])
+    stored = {
+        "base/w": np.float32([[1], [1]]),
+        "base/b": np.float32([0, -0.5]),
+        "base/v": np.float32([[1, -1]]),
+        "patch/w": np.zeros((1, 1, 1), np.float32),
+        "box/lower": low,
+        "box/upper": high,
+        "centres/patch": np.int64([0]),
+        "centres/label": np.int64([-1]),
+    }
+    proof = {
+        "C": np.float32([[[1]]]),
+        "d": np.float32([[0.1]]),
+        "group": np.int64([[0]]),
+        "box.lower": low,
+        "box.upper": high,
+        "piece.node": np.int64(list(LEAVES)),
+        "piece.margin": np.float64([0.05, 0.05, 0.05]),
+        "piece.slope": np.zeros((3, 0), np.uint8),
+        "tree.owner": np.int64([0] * 5),
+        "tree.parent": np.int64([-1, 0, 0, 1, 1]),
+        "tree.dim": np.int64([2, 1, -1, -1, -1]),  # by the second unit, then by the first
+        "tree.cut": np.zeros(5),
+        "tree.slope": np.full((5, 2), 255, np.uint8),
+        "multiplier.piece": np.int64([1]),
+        "multiplier.unit": np.int64([0]),
+        "multiplier.value": np.float32([[1]]),
+    }
+    claim = {"format": 2, "level": "deployed-float32", "network": digest(header, stored)}
+    one = {"label": -1, "patch": 0, "status": "certified", "margin": 0.05, "pieces": 3}
+    claim |= {"files": {}, "properties": [one]}
+    identify(claim, proof)
+    write(place, "certificate.safetensors", proof, {"format": 2})
+    write(place, "repaired.safetensors", stored, header)
+    rehash(place, claim)
+    return place
+
+
+def test_cuts_and_multipliers_prove_what_nothing_else_does(folder):
+    found = verdict(folder)
+    assert found.word == "VALID", found.line
+    assert 0.09 < found.margin <= 0.1
+
+
+def no_multiplier(claim, proof, stored):
+    proof["multiplier.value"][:] = 0
+
+
+def multiplier_of_another_piece(claim, proof, stored):
+    proof["multiplier.piece"][:] = 0
+
+
+def multiplier_of_another_unit(claim, proof, stored):
+    proof["multiplier.unit"][:] = 1
+
+
+def negative_multiplier(claim, proof, stored):
+    """As -1 times the wrong sign, it would be right."""
+    proof["multiplier.value"][:] = -1
+    swapped_children(claim, proof, stored)
+
+
+def swapped_children(claim, proof, stored):
+    """The multiplier now is of the half x <= 0."""
+    proof["piece.node"][:2] = [4, 3]
+
+
+def no_cuts(claim, proof, stored):
+    proof["tree.dim"][:] = -1
+    for name in [name for name in proof if name.startswith("tree.")]:
+        proof[name] = proof[name][:1]
+    for name in ("piece.node", "piece.margin", "piece.slope"):
+        proof[name] = proof[name][:1] * 0 + (0.05 if name == "piece.margin" else 0)
+    proof["multiplier.piece"][:] = 0
+    claim["properties"][0]["pieces"] = 1
+
+
+def missing_half(claim, proof, stored):
+    for name in [name for name in proof if name.startswith("tree.")]:
+        proof[name] = proof[name][:4]
+    for name in ("piece.node", "piece.margin", "piece.slope"):
+        proof[name] = proof[name][[0, 2]]
+    claim["properties"][0]["pieces"] = 2
+
+
+def one_half_twice(claim, proof, stored):
+    proof["piece.node"][1] = proof["piece.node"][0]
+
+
+def not_at_zero(claim, proof, stored):
+    proof["tree.cut"][1] = -0.5
+
+
+def a_false_claim(claim, proof, stored):
+    """Below 0 somewhere: where x is negative."""
+    proof["d"][:] = -0.01
+
+
+def a_false_claim_where_no_piece_has_its_middle(claim, proof, stored):
+    proof["box.lower"][:] = stored["box/lower"][:] = -0.2
+    proof["d"][:] = -0.01
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [no_multiplier, multiplier_of_another_piece, multiplier_of_another_unit, negative_multiplier,
+     swapped_children, no_cuts, missing_half, one_half_twice, not_at_zero, a_false_claim,
+     a_false_claim_where_no_piece_has_its_middle],
+    ids=lambda edit: edit.__name__,
+)  # fmt: skip
+def test_nothing_less_does(edit, folder, tmp_path):
+    assert verdict(edited(folder, tmp_path / "changed", edit)).word != "VALID"
+
+
+def test_a_piece_that_holds_no_input_needs_no_bound(folder, tmp_path):
+    """On [-1, 0.25] the second unit is negative: whatever is said of the other half holds."""
+
+    def narrow(claim, proof, stored):
+        proof["box.upper"][:] = stored["box/upper"][:] = 0.25
+        proof["piece.margin"][2] = np.inf
+
+    found = verdict(edited(folder, tmp_path / "changed", narrow))
+    assert found.word == "VALID", found.line
+
+
+@pytest.mark.parametrize(
+    ("root", "leaf", "word"), [(255, 0, "VALID"), (0, 255, "VALID"), (255, 255, "INCOMPLETE")]
+)
+def test_slopes_of_a_piece_or_of_a_node_above_it_may_prove_it(root, leaf, word, folder, tmp_path):
+    """Without the cut at 0: with slope 0 below the first ReLU, y >= 0.1 where x <= 0.5."""
+
+    def two_pieces(claim, proof, stored):
+        for name in [name for name in proof if name.startswith("tree.")]:
+            proof[name] = proof[name][:3]
+        for name in [name for name in proof if name.startswith("multiplier.")]:
+            proof[name] = proof[name][:0]
+        proof["tree.dim"][1] = -1
+        proof["tree.slope"][:2, 0] = root, leaf
+        for name in ("piece.margin", "piece.slope"):
+            proof[name] = proof[name][:2]
+        proof["piece.node"] = np.int64([1, 2])
+        claim["properties"][0]["pieces"] = 2
+
+    found = verdict(edited(folder, tmp_path / "changed", two_pieces))
+    assert found.word == word, found.line
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+def test_multipliers_are_numbers_of_at_least_0(value, folder, tmp_path):
+    def change(claim, proof, stored):
+        proof["multiplier.value"][:] = value
+
+    found = verdict(edited(folder, tmp_path / "changed", change))
+    assert found.word == "INVALID"
+    assert "multiplier" in found.line

@@ -1,0 +1,192 @@
+"""Branch and bound decides: what holds is proved, what does not is refuted by an input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from problems import a_network, some_parts, the_balls, untold
+
+from advrepair import checker
+from advrepair.core import artefacts, branching
+from advrepair.core.attacking import Problem
+from advrepair.core.bounding import Bounder
+from advrepair.core.box import Box
+from advrepair.core.branching import BranchAndBound, Decision
+from advrepair.core.certification import certify
+from advrepair.core.graph import Network
+from advrepair.core.patching import patch_template
+from advrepair.core.rounding import Rounding
+from advrepair.core.types import PropertySet, Status
+from advrepair.plugins.attacks.pgd import Pgd
+from advrepair.plugins.verifiers.branch_and_bound import BranchAndBound as Complete
+from advrepair.testing.cases import make_case
+from advrepair.testing.networks import tiny
+from advrepair.testing.oracle import exact_minimum
+
+
+def demand(box: Box, C: torch.Tensor, d: torch.Tensor, group: torch.Tensor) -> PropertySet:
+    none = torch.full((len(box),), -1)
+    names = tuple(f"p{i}" for i in range(len(box)))
+    return PropertySet(box, C, d, group, none, none, box.lower, names)
+
+
+def searched(network: Network, asked: PropertySet, verifier: Complete, level="real") -> Decision:
+    """The decision about the network itself: its patch adds nothing."""
+    template = patch_template(network, ())
+    bounder = Bounder(network, template, verifier, verifier, Rounding(level), 2**31)
+    return BranchAndBound(bounder, verifier).decide(asked, asked.box, template.tensors, network)
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 10**6), st.integers(1, 2), st.sampled_from(["inputs", "relus"]), st.booleans()
+)
+@example(3, 2, "relus", True)
+def test_it_decides_what_the_oracle_knows(seed, inputs, cuts, holds):
+    """The exact minimum over a wide box, a hundredth above or below zero."""
+    case = make_case("tiny", tiny(seed, inputs), ("wide",), 1, seed)
+    exact = float(exact_minimum(case.network, case.box, case.C, case.d)[0][0])
+    scale = 1e-2 * (1 + abs(exact))
+    d = (case.d - exact + (scale if holds else -scale)).float()
+    box = Box(case.box.lower.float(), case.box.upper.float())
+    asked = demand(box, case.C.float(), d, torch.zeros(1, 1, dtype=torch.long))
+    found = searched(case.network, asked, Complete(cuts=cuts, pieces=3000))
+    if holds:
+        assert found.counterexample is None and found.leaves is not None
+        assert bool((found.leaves.margin > 0).all())
+    else:
+        assert found.leaves is None and found.counterexample is not None
+        x = found.counterexample
+        assert bool(asked.box.holds(x[None])) and bool(asked.violated(case.network(x[None])))
+
+
+def test_a_demand_that_any_of_two_rows_meets():
+    """max(y, -y) > -1 needs both rows: neither holds everywhere."""
+    case = make_case("tiny", tiny(5, 2), ("wide",), 1, 5)
+    box = Box(case.box.lower.float(), case.box.upper.float())
+    C = torch.cat([case.C, -case.C], 1).float()
+    middle = float(case.rows(box.center.double()[:, None])[0, 0, 0] - case.d)
+    d = torch.tensor([[0.3 - middle, 0.3 + middle]])
+    one_group = torch.zeros(1, 2, dtype=torch.long)
+    for cuts in ("inputs", "relus"):
+        found = searched(case.network, demand(box, C, d, one_group), Complete(cuts=cuts))
+        assert found.leaves is not None and len(found.leaves) > 1
+    two = demand(box, C, d, torch.tensor([[0, 1]]))
+    assert searched(case.network, two, Complete()).counterexample is not None
+
+
+def test_too_few_pieces_decide_nothing():
+    case = make_case("tiny", tiny(5, 2), ("wide",), 1, 5)
+    box = Box(case.box.lower.float(), case.box.upper.float())
+    exact = float(exact_minimum(case.network, case.box, case.C, case.d)[0][0])
+    d = (case.d - exact + 1e-6).float()
+    asked = demand(box, case.C.float(), d, torch.zeros(1, 1, dtype=torch.long))
+    found = searched(case.network, asked, Complete(pieces=2, steps=0))
+    assert found.leaves is None and found.counterexample is None
+
+
+def open_parts(verifier, hidden=(), level="deployed-float32", epsilon=0.02):
+    """Balls of a network without any repair: most are true, some cannot be seen at once."""
+    network = a_network()
+    x = torch.rand(60, 6, generator=torch.Generator().manual_seed(4))
+    every = the_balls(network, x, network(x).argmax(1), epsilon)
+    problem = Problem(every, x, torch.arange(60))
+    return some_parts(problem, network, hidden, verifier=verifier, certifier=verifier, level=level)
+
+
+def undecided(found):
+    """Neither proved on its own, whatever comes first where boxes overlap, nor refuted."""
+    return [i for i, m in enumerate(found.margin) if not m > 0 and i not in found.counterexample]
+
+
+def saved(parts, found, folder):
+    folder.mkdir()
+    artefacts.write_repaired(folder / "repaired.safetensors", parts.repaired)
+    artefacts.write_certificate(folder, found, parts.properties, parts.repaired)
+    return folder
+
+
+@pytest.mark.parametrize("cuts", ["inputs", "relus"])
+@pytest.mark.parametrize("hidden", [(), (5,)])
+@pytest.mark.parametrize("attack", [None, Pgd()], ids=["alone", "attack"])
+def test_every_property_is_decided_and_checked_again(cuts, hidden, attack, tmp_path):
+    parts = open_parts(Complete(cuts=cuts), hidden, epsilon=0.12)
+    if hidden:  # a patch that does something, so that its ReLUs are cut too
+        generator = torch.Generator().manual_seed(0)
+        stack = parts.repaired.bank.stack
+        random = {n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in stack.items()}
+        parts.repaired.bank.put(torch.arange(60), random)
+    plain = some_parts(parts.problem, a_network(), hidden)
+    plain.repaired.bank.put(torch.arange(60), parts.repaired.bank.stack)
+
+    def state(of):
+        return certify(of.repaired, of.worklist, of.bounder, of.problem, attack, 0, untold)
+
+    found, before = state(parts), state(plain)
+    assert undecided(before) and not undecided(found)
+    assert found.count(Status.CERTIFIED) > before.count(Status.CERTIFIED)
+    assert found.count(Status.FALSIFIED) > 3
+    pieces = torch.bincount(found.proof.owner, minlength=60)
+    assert bool((pieces[60 - 1 :] > 0).all()) and len(found.proof.owner) > 60
+    if cuts == "relus":
+        assert (found.proof.multipliers or hidden) and max(found.proof.tree.dim) >= 6
+    folder = saved(parts, found, tmp_path / "run")
+    verdict = checker.check(folder)
+    assert verdict.word == "VALID", verdict.line
+    assert verdict.certified == found.count(Status.CERTIFIED)
+
+
+def test_a_counterexample_is_kept_and_can_be_replayed(tmp_path):
+    parts = open_parts(Complete(), epsilon=0.15)
+    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
+    falsified = [i for i, status in enumerate(found.status) if status is Status.FALSIFIED]
+    assert falsified == sorted(found.counterexample) and len(falsified) > 3
+    folder = saved(parts, found, tmp_path / "run")
+    arrays, _ = artefacts.read_tensors(folder / "certificate.safetensors")
+    assert arrays["counterexample.property"].tolist() == falsified
+    for index, x in zip(falsified, arrays["counterexample.x"], strict=True):
+        asked = parts.properties[torch.tensor([index])]
+        assert bool(asked.box.holds(x[None])[0])
+        assert bool(asked.violated(parts.repaired(x[None]))[0])
+
+
+def test_what_the_deployed_function_does_not_confirm_is_no_counterexample():
+    parts = open_parts(Complete(), epsilon=0.15)
+    honest = parts.repaired.forward
+    asked = parts.properties
+    calls = []
+
+    def moody(x):
+        """Wrong in company, right alone: as if another order of summation decided."""
+        calls.append(len(x))
+        if len(x) > 1:
+            return honest(x)
+        label = asked.label[parts.repaired.box.first(x)]
+        return torch.nn.functional.one_hot(label, 4).float()
+
+    parts.repaired.forward = moody
+    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, Pgd(), 0, untold)
+    assert found.count(Status.FALSIFIED) == 0 and 1 in calls and not found.counterexample
+
+
+@pytest.mark.parametrize("at_once", [2, 7, 64])
+def test_the_decision_does_not_depend_on_how_many_are_cut_together(at_once, monkeypatch):
+    monkeypatch.setattr(branching, "_AT_ONCE", at_once)
+    parts = open_parts(Complete(cuts="relus"), epsilon=0.12)
+    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
+    assert not undecided(found)
+
+
+def test_infinities_and_nan_prove_nothing():
+    network = a_network()
+    tensors = {name: t * 1e30 for name, t in network.tensors.items()}
+    broken = Network(network.operations, tensors, network.input_shape)
+    x = torch.rand(1, 6)
+    eye = torch.eye(4)
+    asked = demand(
+        Box.around(x, 0.1), (eye[0] - eye[1:])[None], torch.ones(1, 3), torch.arange(3)[None]
+    )
+    found = searched(broken, asked, Complete(pieces=20), "deployed-float32")
+    assert found.leaves is None
