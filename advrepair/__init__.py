@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from advrepair.api import load, repair
     from advrepair.core.box import Box
+    from advrepair.core.branches import Branch, BranchBound
     from advrepair.core.errors import (
         AdvrepairError,
         PluginError,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
         Allocator,
         Attack,
         BoundFn,
+        BranchBoundFn,
+        CompleteVerifier,
         Component,
         Indicator,
         Refiner,
@@ -61,6 +64,8 @@ _HOMES = {
         "Allocator",
         "Attack",
         "BoundFn",
+        "BranchBoundFn",
+        "CompleteVerifier",
         "Component",
         "Indicator",
         "Refiner",
@@ -72,6 +77,7 @@ _HOMES = {
     "core.pipeline": ("Repair",),
     "core.rounding": ("Rounding",),
     "core.box": ("Box",),
+    "core.branches": ("Branch", "BranchBound"),
     "core.types": (
         "Assignment",
         "Centres",
@@ -89,7 +95,11 @@ __all__ = [
     "Attack",
     "BoundFn",
     "Box",
+    "Branch",
+    "BranchBound",
+    "BranchBoundFn",
     "Centres",
+    "CompleteVerifier",
     "Component",
     "Indicator",
     "LinearBound",

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from advrepair.core.bounding import Bounder
-from advrepair.core.certification import piece_margins
+from advrepair.core.certification import prove
 from advrepair.core.config import Training
 from advrepair.core.memory import keep_freed_memory, peak_memory
 from advrepair.core.onnx_import import read_onnx
@@ -61,7 +61,7 @@ def repair_cost(data: Path, name: str, count: int, epsilon: float, hidden: tuple
     trained = Trained.nothing_yet(len(repaired.bank))
     train(repaired, worklist, bounder, GradientWidth(), Training(), trained, lambda *_: None)
     lap("training")
-    proved = int((piece_margins(repaired, worklist, bounder) > 0).sum())
+    proved = int((prove(repaired, worklist, bounder).margin > 0).sum())
     lap("certification")
     total = sum(stages.values())
     parts = ", ".join(f"{stage} {ms:.2f}" for stage, ms in stages.items())

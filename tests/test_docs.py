@@ -18,7 +18,7 @@ import typer
 import advrepair
 from advrepair.cli import app, main
 from advrepair.core import config, errors
-from advrepair.core.artefacts import read_tensors
+from advrepair.core.files import read_tensors
 from advrepair.core.options import Option, describe
 from advrepair.core.registry import BUILT_IN, KINDS, Entry, Registry
 from advrepair.testing import conformance

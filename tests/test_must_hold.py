@@ -36,11 +36,11 @@ from problems import (
 import advrepair
 from advrepair.cli import main
 from advrepair.core import bounding, config, patching, pipeline, training
-from advrepair.core.artefacts import read_tensors
 from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
 from advrepair.core.certification import certify, prove
 from advrepair.core.errors import SoundnessError, UsageError
+from advrepair.core.files import read_tensors
 from advrepair.core.patching import PatchBank, patch_template
 from advrepair.core.properties import robustness
 from advrepair.core.training import Trained, train

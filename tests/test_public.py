@@ -14,6 +14,7 @@ ROOT = Path(advrepair.__file__).parent
 # Each module of the core imports only from those before it.
 ORDER = [
     "errors",
+    "files",
     "rounding",
     "box",
     "types",
@@ -47,6 +48,7 @@ ORDER = [
     "certification",
     "evaluation",
     "artefacts",
+    "run_folder",
     "inputs",
     "memory",
     "reporting",

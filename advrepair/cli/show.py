@@ -94,7 +94,9 @@ def _facts(report: Mapping[str, Any]) -> Iterable[str]:
         f"{_bytes(patches['bytes'])}, {patches['ratio_to_network']:.3g} x the network; "
         f"constant for {constant} properties"
     )
-    times = (f"{stage} {value:.1f}" for stage, value in spent.items() if value is not None)
+    # A search that was not asked for took no time at all.
+    ran = {k: v for k, v in spent.items() if v is not None and (v or k != "branch and bound")}
+    times = (f"{stage} {value:.1f}" for stage, value in ran.items())
     yield f"seconds: {', '.join(times)}"
     yield f"peak memory: {_bytes(report['peak_memory_bytes'])}"
     yield from (f"note: {note}" for note in report.get("notes", ()))

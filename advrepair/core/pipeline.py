@@ -27,6 +27,7 @@ from advrepair.core.constant import constant_bank
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Rates, rates, routing
+from advrepair.core.files import read_json, write_json
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import clip_of, read_inputs
 from advrepair.core.patching import RepairedNetwork, attach, patch_template
@@ -34,6 +35,8 @@ from advrepair.core.properties import refuse_contradictions
 from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
 from advrepair.core.rounding import Rounding
+from advrepair.core.run_folder import Checkpoint, Folder
+from advrepair.core.run_folder import manifest as run_manifest
 from advrepair.core.training import Trained, train
 
 Progress = Callable[[str, int, int], None]
@@ -48,7 +51,7 @@ class Run:
     """What goes along with a repair: progress, clock, and checkpoints if there is a folder."""
 
     progress: Progress = silent
-    checkpoint: artefacts.Checkpoint | None = None
+    checkpoint: Checkpoint | None = None
     seconds: dict[str, float] = field(factory=dict)
     started: float = field(factory=time.perf_counter)
 
@@ -98,12 +101,12 @@ def run(
     written. An interrupted run is kept beside the folder, for ``resume``.
     """
     text = to_toml(configuration)
-    place = artefacts.Folder(folder)
+    place = Folder(folder)
     network, data, inputs = read_inputs(configuration.problem)
-    manifest = artefacts.manifest(registry, inputs, configuration.run.seed)
+    manifest = run_manifest(registry, inputs, configuration.run.seed)
     if place.claim(text, manifest, force, resume):
-        return artefacts.read_json(folder / "report.json")
-    work = Run(progress, artefacts.Checkpoint(place.partial))
+        return read_json(folder / "report.json")
+    work = Run(progress, Checkpoint(place.partial))
     try:
         check_bounds(network, configuration)
         problem = find_problem(
@@ -115,7 +118,7 @@ def run(
         raise
     result.report["folder"] = str(folder)
     _write(place.partial, result)
-    artefacts.Checkpoint(place.partial).clear()
+    Checkpoint(place.partial).clear()
     place.publish()
     return result.report
 
@@ -296,4 +299,4 @@ def _rounding(network: Network, plan: Configuration) -> Rounding:
 def _write(path: Path, result: Repair) -> None:
     artefacts.write_repaired(path / "repaired.safetensors", result.network)
     artefacts.write_certificate(path, result.certificate, result.problem.properties, result.network)
-    artefacts.write_json(path / "report.json", result.report)
+    write_json(path / "report.json", result.report)

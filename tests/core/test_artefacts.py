@@ -1,30 +1,21 @@
-"""The run folder: whole or not at all, and read back bit for bit."""
+"""The repaired network and its certificate, read back bit for bit."""
 
 import json
-from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from problems import BYTES, a_network, a_registry, entries, some_data, some_parts, untold
+from problems import BYTES, a_network, some_data, some_parts, untold
 
-from advrepair.core.artefacts import (
-    Checkpoint,
-    Folder,
-    file_digest,
-    manifest,
-    read_json,
-    read_repaired,
-    read_tensors,
-    write_certificate,
-    write_json,
-    write_repaired,
-    write_tensors,
-    write_text,
-)
+from advrepair.core.artefacts import read_repaired, write_certificate, write_repaired
 from advrepair.core.certification import certify
 from advrepair.core.constant import constant_patches
 from advrepair.core.errors import UsageError
+from advrepair.core.files import (
+    file_digest,
+    read_tensors,
+    write_tensors,
+)
 from advrepair.core.patching import attach
 from advrepair.core.registry import Registry
 from advrepair.core.types import SplitPlan
@@ -33,122 +24,6 @@ from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.nearest import Nearest
 from advrepair.plugins.allocators.none import NoAllocator
 from advrepair.plugins.indicators.targeted_label import TargetedLabel
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Folder(tmp_path / "run")
-
-
-MANIFEST = {"inputs": {"data": "1"}, "versions": {"torch": "2"}}
-
-
-def a_run(path: Path, text="a = 1\n"):
-    path.mkdir()
-    write_json(path / "manifest.json", MANIFEST)
-    (path / "run.toml").write_text(text)
-    (path / "mine").write_text("x")
-
-
-def test_a_new_folder_is_claimed_beside_its_place(folder, tmp_path):
-    assert folder.claim("a = 1\n", MANIFEST, force=False, resume=False) is False
-    assert entries(tmp_path) == ["run.partial", "run.partial/manifest.json", "run.partial/run.toml"]
-    folder.discard()
-    assert entries(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("state", "flags", "outcome"),
-    [
-        ("run", {}, "run holds a run: use --force, --resume or another --out"),
-        ("run", {"resume": True}, True),
-        ("run", {"force": True}, False),
-        ("other run", {"resume": True}, "was configured differently: resume it with --config"),
-        ("partial", {}, r"run.partial holds an interrupted run: use --force"),
-        ("partial", {"resume": True}, False),
-        ("partial", {"force": True}, False),
-        ("other partial", {"resume": True}, "was configured differently"),
-        ("folder", {}, "run exists and is no run folder: choose another --out"),
-        ("folder", {"resume": True}, "is no run folder"),
-        ("folder", {"force": True}, "is no run folder"),
-        ("file", {}, "is no run folder"),
-        ("file", {"force": True}, "is no run folder"),
-        ("file", {"resume": True}, "is no run folder"),
-        ("foreign partial", {}, "run.partial exists and is no run folder"),
-        ("foreign partial", {"resume": True}, "run.partial exists and is no run folder"),
-        ("foreign partial", {"force": True}, "run.partial exists and is no run folder"),
-    ],
-)
-def test_claims(state, flags, outcome, folder, tmp_path):
-    place = folder.partial if "partial" in state else folder.path
-    if state == "file":
-        place.write_text("x")
-    elif state in ("folder", "foreign partial"):
-        place.mkdir()
-        (place / "mine").write_text("x")
-    else:
-        a_run(place, "b = 1\n" if "other" in state else "a = 1\n")
-    before = entries(tmp_path)
-    options = {"force": False, "resume": False} | flags
-    if isinstance(outcome, str):
-        with pytest.raises(UsageError, match=outcome):
-            folder.claim("a = 1\n", MANIFEST, **options)
-        assert entries(tmp_path) == before
-    else:
-        assert folder.claim("a = 1\n", MANIFEST, **options) is outcome
-        assert state == "file" or (place / "mine").exists() is not (
-            "partial" in state and (options["force"])
-        )
-
-
-def test_a_run_that_is_replaced_stays_until_the_new_one_is_complete(folder, tmp_path):
-    a_run(folder.path)
-    folder.claim("b = 1\n", MANIFEST, force=True, resume=False)
-    assert (folder.path / "mine").exists()
-    (folder.partial / "new").write_text("x")
-    folder.publish()
-    assert entries(tmp_path) == ["run", "run/manifest.json", "run/new", "run/run.toml"]
-    assert (folder.path / "run.toml").read_text() == "b = 1\n"
-
-
-def test_a_place_that_cannot_be_written_to(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match=r"cannot write to .*run\.partial: Not a directory"):
-        Folder(tmp_path / "file" / "run").claim("", MANIFEST, force=False, resume=False)
-    assert entries(tmp_path) == ["file"]
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_json(path, {"b": 1, "a": [2]})
-    assert path.read_text() == '{\n "a": [\n  2\n ],\n "b": 1\n}\n'
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\udcff")
-    assert json.loads(path.read_text()) == {"b": 1, "a": [2]}
-
-    def broken(tensors, file, metadata):
-        Path(file).write_bytes(b"half")
-        raise OSError("disk full")
-
-    write_tensors(tmp_path / "t", {"x": torch.ones(2)}, {})
-    monkeypatch.setattr(safetensors.torch, "save_file", broken)
-    with pytest.raises(OSError, match="disk full"):
-        write_tensors(tmp_path / "t", {"x": torch.zeros(2)}, {})
-    monkeypatch.undo()
-    assert read_tensors(tmp_path / "t")[0]["x"].tolist() == [1, 1]
-
-
-def test_tensors_and_header_come_back(tmp_path):
-    tensors = {"a": torch.rand(2, 3).T, "b": torch.tensor([-1, 2])}
-    write_tensors(tmp_path / "t", tensors, {"format": 1, "x": ["y"]})
-    found, header = read_tensors(tmp_path / "t")
-    assert header == {"format": 1, "x": ["y"]}
-    assert all(torch.equal(found[name], t) for name, t in tensors.items())
-    again = (tmp_path / "t").read_bytes()
-    write_tensors(tmp_path / "t", dict(reversed(tensors.items())), {"x": ["y"], "format": 1})
-    assert (tmp_path / "t").read_bytes() == again
 
 
 def test_what_is_no_part_of_a_run_is_refused(tmp_path):
@@ -176,6 +51,46 @@ def a_repaired(allocator, hidden):
         {n: torch.randn(t.shape, generator=generator) for n, t in stack.items()},
     )
     return repaired
+
+
+def without(key):
+    def edit(header, tensors):
+        (tensors if "/" in key else header).pop(key)
+
+    return edit
+
+
+def with_(key, value):
+    def edit(header, tensors):
+        place = header
+        *above, last = key.split(".")
+        for name in above:
+            place = place[int(name) if name.isdigit() else name]
+        place[last] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *map(without, ("allocator", "patch", "centres/target", "box/lower")),
+        with_("allocator", {}),
+        with_("allocator.options", []),
+        with_("base.operations.0.settings", []),
+        with_("base.operations.0.stranger", 1),
+        with_("base.input_shape", None),
+        lambda header, tensors: tensors.update({"centres/stranger": torch.ones(1)}),
+    ],
+)
+def test_a_file_that_was_written_by_somebody_else_is_one_line(edit, tmp_path):
+    write_repaired(tmp_path / "r", a_repaired(NoAllocator(), ()))
+    tensors, header = read_tensors(tmp_path / "r")
+    edit(header, tensors)
+    write_tensors(tmp_path / "r", tensors, header)
+    with pytest.raises(UsageError) as error:
+        read_repaired(tmp_path / "r", Registry.load())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("hidden", [(), (5, 3)])
@@ -245,64 +160,3 @@ def test_another_memory_gives_the_same_certificate(tmp_path):
     for name in BYTES:
         one, other = ((tmp_path / where / name).read_bytes() for where in ("a", "b"))
         assert one == other, name
-
-
-def test_checkpoints(tmp_path):
-    kept = Checkpoint(tmp_path)
-    assert kept.load("a") is None and kept.names("patches") == []
-    kept.save("patches-2", {"x": torch.ones(1)})
-    kept.save("patches-10", {"x": torch.zeros(1)})
-    kept.save("other", {"y": torch.ones(2)})
-    assert kept.names("patches") == ["patches-10", "patches-2"]
-    assert kept.load("patches-10")["x"].tolist() == [0]
-    (tmp_path / "run.toml").write_text("")
-    kept.clear()
-    assert entries(tmp_path) == ["run.toml"]
-
-
-def test_a_manifest_says_what_it_ran_on():
-    found = manifest(a_registry(), {"network": "abc"}, 7)
-    assert found["versions"].keys() >= {"advrepair", "torch", "numpy", "python"}
-    assert found["inputs"] == {"network": "abc"} and found["seed"] == 7
-    plugins = {(p["kind"], p["name"]): p["version"] for p in found["plugins"]}
-    assert plugins["verifier", "deeppoly"] and ("indicator", "mixed") in plugins
-    assert found["hardware"]["device"] == "cpu"
-    json.dumps(found)
-
-
-@pytest.mark.parametrize("place", ["path", "partial"])
-@pytest.mark.parametrize("key", ["inputs", "versions"])
-def test_other_inputs_or_versions_are_not_resumed(key, place, folder):
-    a_run(getattr(folder, place))
-    changed = MANIFEST | {key: {"data": "2"}}
-    with pytest.raises(UsageError, match=f"begun with other {key}"):
-        folder.claim("a = 1\n", changed, force=False, resume=True)
-    assert folder.claim("a = 1\n", changed, force=True, resume=False) is False
-
-
-def test_reading_json(tmp_path):
-    (tmp_path / "report.json").write_text('{"a": 1}')
-    assert read_json(tmp_path / "report.json") == {"a": 1}
-    (tmp_path / "report.json").write_text("{")
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UsageError, match=r"report\.json cannot be read"):
-            read_json(folder / "report.json")
-
-
-def test_what_is_resumed_survives_an_error(folder):
-    folder.claim("a = 1\n", MANIFEST, force=False, resume=False)
-    Checkpoint(folder.partial).save("x", {"a": torch.ones(1)})
-    again = Folder(folder.path)
-    assert again.claim("a = 1\n", MANIFEST, force=False, resume=True) is False
-    again.discard()
-    assert Checkpoint(folder.partial).names("x") == ["x"]
-    folder.discard()
-    assert not folder.partial.exists()
-
-
-def test_a_damaged_checkpoint_is_as_good_as_none(folder):
-    folder.claim("a = 1\n", MANIFEST, force=False, resume=False)
-    kept = Checkpoint(folder.partial)
-    kept.save("x", {"a": torch.ones(1)})
-    (folder.partial / "checkpoint-x.safetensors").write_bytes(b"short")
-    assert kept.load("x") is None

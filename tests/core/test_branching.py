@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from problems import a_network, some_parts, the_balls, untold
 
 from advrepair import checker
-from advrepair.core import artefacts, branching
+from advrepair.core import artefacts, branching, files
 from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
@@ -144,7 +144,7 @@ def test_a_counterexample_is_kept_and_can_be_replayed(tmp_path):
     falsified = [i for i, status in enumerate(found.status) if status is Status.FALSIFIED]
     assert falsified == sorted(found.counterexample) and len(falsified) > 3
     folder = saved(parts, found, tmp_path / "run")
-    arrays, _ = artefacts.read_tensors(folder / "certificate.safetensors")
+    arrays, _ = files.read_tensors(folder / "certificate.safetensors")
     assert arrays["counterexample.property"].tolist() == falsified
     for index, x in zip(falsified, arrays["counterexample.x"], strict=True):
         asked = parts.properties[torch.tensor([index])]

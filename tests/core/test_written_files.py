@@ -1,0 +1,59 @@
+"""Files written whole or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from advrepair.core.errors import UsageError
+from advrepair.core.files import (
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+    write_text,
+)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"b": 1, "a": [2]})
+    assert path.read_text() == '{\n "a": [\n  2\n ],\n "b": 1\n}\n'
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\udcff")
+    assert json.loads(path.read_text()) == {"b": 1, "a": [2]}
+
+    def broken(tensors, file, metadata):
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    write_tensors(tmp_path / "t", {"x": torch.ones(2)}, {})
+    monkeypatch.setattr(safetensors.torch, "save_file", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_tensors(tmp_path / "t", {"x": torch.zeros(2)}, {})
+    monkeypatch.undo()
+    assert read_tensors(tmp_path / "t")[0]["x"].tolist() == [1, 1]
+
+
+def test_tensors_and_header_come_back(tmp_path):
+    tensors = {"a": torch.rand(2, 3).T, "b": torch.tensor([-1, 2])}
+    write_tensors(tmp_path / "t", tensors, {"format": 1, "x": ["y"]})
+    found, header = read_tensors(tmp_path / "t")
+    assert header == {"format": 1, "x": ["y"]}
+    assert all(torch.equal(found[name], t) for name, t in tensors.items())
+    again = (tmp_path / "t").read_bytes()
+    write_tensors(tmp_path / "t", dict(reversed(tensors.items())), {"x": ["y"], "format": 1})
+    assert (tmp_path / "t").read_bytes() == again
+
+
+def test_reading_json(tmp_path):
+    (tmp_path / "report.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "report.json") == {"a": 1}
+    (tmp_path / "report.json").write_text("{")
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UsageError, match=r"report\.json cannot be read"):
+            read_json(folder / "report.json")
