@@ -35,7 +35,11 @@ from advrepair.testing.networks import fully_connected
 
 WIDTHS = (6, 12, 12, 4)
 EPSILON = 0.1
-BYTES = ("certificate.json", "certificate.safetensors", "repaired.safetensors")
+BYTES = (
+    "certificate.json",
+    "certificate.safetensors",
+    "repaired.safetensors",
+)
 # With patches that must tell boxes of different labels apart, a few boxes are split.
 SPLITTING = {
     "plan": {"indicator": "mixed", "allocator": "none"},

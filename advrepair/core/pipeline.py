@@ -27,10 +27,10 @@ from advrepair.core.constant import constant_bank
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Rates, rates, routing
-from advrepair.core.files import read_json, write_json
+from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import clip_of, read_inputs
-from advrepair.core.patching import RepairedNetwork, attach, patch_template
+from advrepair.core.patching import RepairedNetwork, attach, last_layer, patch_template
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
@@ -73,12 +73,16 @@ class Run:
 
 @frozen(eq=False)
 class Repair:
-    """A finished repair. network: the deployed function. report: as in report.json."""
+    """A finished repair. network: the deployed function. report: as in report.json.
+
+    evaluation: arrays of what was measured on, as in evaluation.safetensors.
+    """
 
     network: RepairedNetwork
     problem: Problem
     certificate: Certificate
     report: dict[str, Any]
+    evaluation: dict[str, Tensor]
 
     def save(self, folder: str | Path) -> None:
         """Write network and certificate into a folder, without the configuration of a run."""
@@ -146,12 +150,15 @@ def repair(
         worklist = Worklist.start(properties, assignment, bounder)
     trained = _train(repaired, worklist, bounder, plan, run)
     certificate = _certify(repaired, worklist, bounder, problem, plan, run)
-    metrics, baseline, routes = _evaluate(repaired, worklist, bounder, problem, plan, run, test)
+    found, (metrics, baseline, routes) = _evaluate(
+        repaired, worklist, bounder, problem, plan, run, test
+    )
     report = reporting.report(
         repaired, problem, certificate, trained, metrics, baseline, routes, plan, run.seconds
     )
     report["seconds"]["total"] = time.perf_counter() - run.started
-    return Repair(repaired, problem, certificate, report)
+    found |= {"epochs": trained.epochs, "margin": worklist.margin()}
+    return Repair(repaired, problem, certificate, report, found)
 
 
 def find_problem(
@@ -232,8 +239,8 @@ def _evaluate(
     plan: Configuration,
     run: Run,
     test: Dataset | None,
-) -> tuple[Rates, dict[str, Rates], Rates]:
-    """Rates of the repair, and of the two repairs that cost nothing."""
+) -> tuple[dict[str, Tensor], tuple[Rates, dict[str, Rates], Rates]]:
+    """Rates of the repair, and of the two repairs that cost nothing; and what they are about."""
     asked, base = plan.evaluation, repaired.base
     steps = len(problem.properties) * asked.samples + 2
     with run.stage("evaluation", steps) as advance:
@@ -256,7 +263,15 @@ def _evaluate(
         baseline["constant-bias"] = certified | rates(trivial, base, problem, unseen, test)
         advance(1)
         routes = routing(repaired, problem)
-    return metrics, baseline, routes
+    found = {
+        "x_adv": problem.x_adv,
+        "row": problem.row,
+        "unseen": unseen[0],
+        "unseen.property": unseen[1],
+        "constant": bank.stack[last_layer(bank.template)[1]],
+        "constant.certified": held,
+    }
+    return found, (metrics, baseline, routes)
 
 
 def check_bounds(network: Network, plan: Configuration) -> None:
@@ -299,4 +314,5 @@ def _rounding(network: Network, plan: Configuration) -> Rounding:
 def _write(path: Path, result: Repair) -> None:
     artefacts.write_repaired(path / "repaired.safetensors", result.network)
     artefacts.write_certificate(path, result.certificate, result.problem.properties, result.network)
+    write_tensors(path / "evaluation.safetensors", result.evaluation, {"format": FORMAT})
     write_json(path / "report.json", result.report)

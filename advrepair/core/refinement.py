@@ -9,7 +9,7 @@ from torch import Tensor
 from advrepair.core.bounding import Batch, Bounder, joined, slopes_of
 from advrepair.core.box import Box
 from advrepair.core.patching import patch_identifiers
-from advrepair.core.types import Assignment, LinearBound, PropertySet, SplitPlan
+from advrepair.core.types import Assignment, LinearBound, PropertySet, SplitPlan, worst_margin
 
 
 @define(eq=False)
@@ -92,6 +92,13 @@ class Worklist:
             slopes_of(proof, bounder.network)[back],
             torch.tensor(sorted(range(len(keys)), key=keys.__getitem__)),
         )
+
+    def margin(self) -> Tensor:
+        """N's own proved margin of every property, without any patch: [P], rigorous."""
+        worst = torch.full((len(self.properties),), torch.inf, dtype=torch.float64)
+        group = self.properties.group[self.owner]
+        own = worst_margin(self.proof.minimum_rigorous(self.box), group).nan_to_num(-torch.inf)
+        return worst.scatter_reduce(0, self.owner, own, "amin")
 
     def pieces_of(self, patches: Tensor) -> list[Tensor]:
         """Indices of the pieces of each patch, in the order of the worklist."""

@@ -29,7 +29,7 @@ from advrepair.core.files import file_digest
 from advrepair.core.graph import Network
 from advrepair.core.interfaces import Attack
 
-FILES = sorted([*BYTES, "manifest.json", "report.json", "run.toml"])
+FILES = sorted([*BYTES, "evaluation.safetensors", "manifest.json", "report.json", "run.toml"])
 
 
 @frozen
