@@ -20,8 +20,8 @@ LEVELS = {
     "deployed-float32": (2.0**-24, 2.0**-149, 2.0**126),
     "deployed-float64": (_U, 2.0**-1074, 2.0**500),
 }
-Box = tuple[Array, Array]  # lower and upper faces, [B,S]
-Rows = tuple[Array, Array, Array]  # A [N,S], constants [N] and errors [N]
+Pair = tuple[Array, Array]
+Triple = tuple[Array, Array, Array]
 
 
 def _dot(rows: Array, values: Array) -> Array:
@@ -37,54 +37,50 @@ class Region:
     below the ReLUs; any in [0, 1] is sound. first: units of another network before ours.
     """
 
-    def __init__(self, net: Network, level: str, box: Box, slope: Array, first: int = 0) -> None:
+    def __init__(self, net: Network, level: str, box: Pair, slope: Array, first: int = 0) -> None:
         self.net, self.level, self.box, self.slope = net, level, box, slope
-        self.g, self.inputs = 8 * _U * (net.longest + 16), box[0].shape[1] - slope.shape[1]
-        self.low: list[Array] = [box[0][:, : self.inputs]]
-        self.high: list[Array] = [box[1][:, : self.inputs]]
+        self.g = 8 * _U * (net.longest + 16)
+        self.low, self.high = ([face[:, : net.sizes[0]]] for face in box)
         self.most = [np.maximum(-self.low[0], self.high[0])]
-        self.slack: list[Array] = [np.zeros(0)]
-        self.lines: dict[int, tuple[slice, Array, Array, Array]] = {}
+        self.slack, self.lines = [np.zeros(0)], dict[int, tuple[slice, Array, Array, Array]]()
         self.valid = np.asarray((self.most[0] < 2.0**500).all(1))  # [B], else nothing is proved
         self.empty = np.zeros(len(slope), bool)  # no input of the box is in the piece
-        self.whole = np.ones(len(slope), bool)  # every input of the box is in the piece
         sums = [0]  # on the way from the input to a value; intervals are exact through one
         for step in net.steps:
             deepest = max(sums[source] for source in step.sources)
             if step.kind == "relu":
                 units = slice(first, first := first + step.size)
-                low, high = self._relu(step.sources[0], units, deepest > 1)
+                low, high, slack = self._relu(step.sources[0], units, deepest > 1)
             else:
-                low, high = self._affine(step)
-            sums.append(2 if step.kind == "relu" else deepest + step.mixes)
+                low, high, slack = self._affine(step)
+            sums.append(
+                2 if step.kind == "relu" else deepest + (step.terms > 0 and step.kind != "scale")
+            )
             self.low.append(low)
             self.high.append(high)
             self.most.append(np.maximum(-low, high))
+            self.slack.append(slack)
             self.valid &= (np.isfinite(high - low) & (self.most[-1] < 2.0**500)).all(1)
 
     def deployed(self, terms: int, total: Array, before: int = 1) -> Array:
         """E for absolute terms that sum to at most total, or before a division to more."""
         unit, subnormal, largest = LEVELS[self.level]
-        error = (terms + 2) * unit / (1 - (terms + 2) * unit) * total + (terms + 2) * subnormal
+        error = terms * unit / (1 - terms * unit) * total + terms * subnormal
         return np.where(total * before < largest, error, np.inf)
 
-    def _affine(self, step: Step) -> Box:
+    def _affine(self, step: Step) -> Triple:
         """Interval arithmetic with a centre and a radius that cover [low, high]."""
         bounds = (self.low, self.high, self.most)
         low, high, most = (np.sum([each[i] for i in step.sources], 0) for each in bounds)
-        if not step.terms:  # an exact copy
-            self.slack.append(np.zeros(0))
-            return step.apply(low), step.apply(high)
         centre = low / 2 + high / 2
         radius = np.maximum(high - centre, centre - low) * (1 + 4 * _U)
         middle, reach = step.apply(centre) + step.bias, step.apply(radius, True)
         size = (step.apply(most, True) + abs(step.bias)) * (1 + self.g)
         slack = self.deployed(step.terms, size, step.before) + self.g * size + _TINY
-        self.slack.append(slack)
-        return middle - reach - slack, middle + reach + slack
+        return middle - reach - slack, middle + reach + slack, slack
 
-    def _relu(self, source: int, units: slice, deep: bool) -> Box:
-        """Lines around ReLU on what is in the piece of [l, h], which is made better where deep.
+    def _relu(self, source: int, units: slice, deep: bool) -> Triple:
+        """Lines around ReLU on what the piece has of l to h, which are made better where deep.
 
         For any s in [0, 1], s x is below ReLU, and s x + t above it if t >= -s l and
         t >= (1 - s) h, by convexity. The rounding of t, and of rows times s, is off by less
@@ -97,36 +93,31 @@ class Region:
             own, place = owners[at : at + count], places[at : at + count]
             rows = np.zeros((len(own), low.shape[1]))
             rows[np.arange(len(own)), place] = 1.0
-            below, above = (self.least(*self.pull(source, r, own), own) for r in (rows, -rows))
+            below, above = (self.least(*self.pull(source, r, own), own)[0] for r in (rows, -rows))
             low[own, place] = np.maximum(low[own, place], below)
             high[own, place] = np.minimum(high[own, place], -above)
-        floor, ceiling = (face[:, self.inputs :][:, units] for face in self.box)
-        self.whole &= ((floor <= low) & (high <= ceiling)).all(1)
+        floor, ceiling = (face[:, self.net.sizes[0] :][:, units] for face in self.box)
         low, high = np.maximum(low, floor), np.minimum(high, ceiling)
-        self.empty |= (low > high).any(1)
-        self.low[source], self.high[source] = low, high
-        self.most[source] = np.maximum(-low, high)
+        self.low[source], self.high[source], self.most[source] = low, high, np.maximum(-low, high)
         self.valid &= np.isfinite(high - low).all(1)
+        self.empty |= (low > high).any(1)
         unstable, active = (low < 0) & (high > 0), (low >= 0).astype(float)
         share = np.clip(high / np.where(unstable, high - low, 1.0), 0.0, 1.0)
         shift = np.where(unstable, np.maximum(-share * low, (1 - share) * high), 0.0)
         below, above = (np.where(unstable, s, active) for s in (self.slope[:, units], share))
         self.lines[len(self.low)] = (units, below, above, shift)
-        self.slack.append(self.g * self.most[source] + _TINY)
-        return np.maximum(low, 0), np.maximum(high, 0)
+        return np.maximum(low, 0), np.maximum(high, 0), self.g * self.most[source] + _TINY
 
-    def pull(self, value: int, A: Array, own: Array, cuts: Array | None = None) -> Rows:
-        """Rows [N,S] over a value as rows over the input.
+    def pull(self, value: int, A: Array, own: Array, cuts: Array | None = None) -> Triple:
+        """Rows [N,S] over a value as rows over the input, constants [N] and errors [N].
 
         On piece own[i], ``A . value >= result . x + constant - error`` in exact arithmetic.
         cuts [N,units]: rows over the computed inputs of the ReLUs, which are added there.
         """
         waiting, constant, error = {value: A}, np.zeros(len(A)), np.zeros(len(A))
-        for index in range(value, 0, -1):
-            if index not in waiting:
-                continue
-            A, step, slack = waiting.pop(index), self.net.steps[index - 1], self.slack[index]
-            error = error + (_dot(abs(A), slack[own]) if slack.size else 0.0)
+        while index := max(waiting):
+            A, step = waiting.pop(index), self.net.steps[index - 1]
+            error = error + _dot(abs(A), self.slack[index][own])
             constant = constant + A @ step.bias
             if step.kind == "relu":
                 units, below, above, shift = self.lines[index]
@@ -141,44 +132,34 @@ class Region:
                     A = waiting[source] + A
                     error = error + self.g * _dot(abs(A), self.most[source][own])
                 waiting[source] = A
-        return waiting.get(0, np.zeros((len(own), self.inputs))), constant, error
+        return waiting[0], constant, error
 
-    def least(self, A: Array, constant: Array, error: Array, own: Array) -> Array:
-        """The least value of rows over the input on their boxes, less all errors: [N]."""
+    def least(self, A: Array, constant: Array, error: Array, own: Array) -> Pair:
+        """The least value [N] of rows over the input on their boxes, less all errors; and these."""
         low, high, most = self.low[0][own], self.high[0][own], self.most[0][own]
         lowest = _dot(np.maximum(A, 0), low) + _dot(np.minimum(A, 0), high) + constant
         error = error + self.g * (_dot(abs(A), most) + abs(constant))
         # Errors are sums of non-negative numbers: the factor covers their own rounding.
-        return lowest - (error * (1 + 2.0**-20) + _TINY)
-
-    def outputs(self, C: Array, own: Array, multiplier: Array) -> Rows:
-        """Rows over the output, as :meth:`pull`, with multipliers b >= 0 [N,units] or none.
-
-        Where units lie in [0, inf], b z >= 0, so a row may be lowered by b z; by -b z where
-        they lie in [-inf, 0].
-        """
-        floor, ceiling = (face[own, self.inputs :] for face in self.box)
-        cuts = multiplier * ((ceiling == 0).astype(float) - (floor == 0))
-        return self.pull(len(self.net.steps), C, own, cuts if cuts.any() else None)
+        error = error * (1 + 2.0**-20) + _TINY
+        return lowest - error, error
 
 
-def row_margins(
-    base: Region, patch: Region, C: Array, d: Array, at: Array, multiplier: Array
-) -> Array:
-    """Lower bounds of ``C (N + P) + d`` on the pieces of patch: [B,M], -inf where unknown.
+def row_margins(base: Region, patch: Region, C: Array, d: Array, multiplier: Array) -> Pair:
+    """Lower bounds of ``C (N + P) + d`` on pieces, [B,M], -inf where unknown; and their errors.
 
-    base: N on pieces of which at[i] is piece i. A piece without inputs has the bound inf.
+    A piece without inputs has the bound inf. Where units lie in [0, inf], b z >= 0 for every
+    multiplier b >= 0, so a row may be lowered by b z; by -b z where they lie in [-inf, 0].
     """
     own, C, d_ = np.repeat(np.arange(len(d)), d.shape[1]), C.reshape(d.size, -1), d.ravel()
-    cuts = multiplier.reshape(d.size, -1)
-    A, b, error = base.outputs(C, at[own], cuts)
-    B, c, more = patch.outputs(C, own, cuts)
-    patch.g = max(patch.g, base.g)
-    total = (base.most[-1][at] + patch.most[-1]) * (1 + patch.g)
-    once = _dot(abs(C), patch.deployed(2, total)[own])  # the sum N + P is rounded once
+    floor, ceiling = (face[own, base.net.sizes[0] :] for face in base.box)
+    cuts = multiplier.reshape(d.size, -1) * ((ceiling == 0).astype(float) - (floor == 0))
+    used = cuts if cuts.any() else None
+    A, b, error = base.pull(len(base.net.steps), C, own, used)
+    B, c, more = patch.pull(len(patch.net.steps), C, own, used)
+    total = (base.most[-1] + patch.most[-1]) * (1 + patch.g)
+    once = _dot(abs(C), patch.deployed(4, total)[own])  # the sum N + P is rounded once
     error = error + more + once + patch.g * (abs(b) + abs(c) + abs(d_))
-    found = patch.least(A + B, b + c + d_, error, own).reshape(d.shape)
-    found = np.where(np.isfinite(found), found, -np.inf)
-    empty = (base.empty[at] | patch.empty).reshape(-1, 1)
-    valid = (base.valid[at] & patch.valid).reshape(-1, 1)
-    return np.where(valid, np.where(empty, np.inf, found), -np.inf)
+    found, error = patch.least(A + B, b + c + d_, error, own)
+    valid = (base.valid & patch.valid)[own] & np.isfinite(found)
+    found = np.where(valid, np.where((base.empty | patch.empty)[own], np.inf, found), -np.inf)
+    return found.reshape(d.shape), error.reshape(d.shape)

@@ -4,7 +4,6 @@ A safetensors file is eight bytes of header length, a JSON header with dtype, sh
 offsets of every array, and raw numbers: no code, and no allocation larger than the file.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -39,8 +38,7 @@ def read(path: Path) -> bytes:
         raise FileNotFoundError(2, "no such file", str(path))
     size = path.stat().st_size
     demand(size <= 2**32, f"{path.name}: {size} bytes are more than 2^32", Unsupported)
-    with open(path, "rb") as file:
-        return file.read(size)
+    return path.read_bytes()
 
 
 def parse_json(data: bytes | str, name: str) -> Any:
@@ -73,12 +71,3 @@ def parse_tensors(data: bytes, name: str) -> tuple[Tensors, dict[str, Any]]:
     joined = all(a[1] == b[0] for a, b in itertools.pairwise(sorted(spans)))
     demand(joined, f"{name}: its arrays overlap, or bytes belong to none")
     return tensors, parse_json(extra["advrepair"], name)
-
-
-def network_digest(structure: Any, tensors: Tensors) -> str:
-    """SHA-256 of a network's operations and weights, as the certificate names it."""
-    digest = hashlib.sha256(json.dumps(structure, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:torch.{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()

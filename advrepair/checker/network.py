@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from advrepair.checker.files import Array, Malformed, Tensors, Unsupported, demand
 
-_MOST = 2**20  # numbers of a value, terms of a sum: the account of rounding needs K u small
+_MOST = 2**20  # numbers of a value, and so terms of a sum: the account needs K u small
 _SETTINGS = {kind: "" for kind in ("linear", "scale", "relu", "add", "reshape")} | {
     "conv2d": "stride padding dilation groups", "avg_pool2d": "kernel_size stride", "pad": "pad",
     "permute": "axes",
@@ -23,32 +23,28 @@ Shape = tuple[int, ...]
 class Step:
     """``value = apply(sum of the sources) + bias``, or the positive part of it for a ReLU.
 
-    weight: [S] a factor of each number, [O,T] a matrix, or [G or 1,O,T] with an index: O sums
-    of T inputs each at every place. index [G,P,T]: the inputs that meet there, -1 for a zero.
+    weight: (S) a factor of each number, (O, T) a matrix, or (G or 1, O, T) with an index: O sums
+    of T inputs each at every place. index (G, P, T): the inputs that meet there, -1 for a zero.
     """
 
     def __init__(self, op: dict[str, Any], t: Tensors, sources: Shape, before: Shape) -> None:
         self.kind, self.sources, self.size = str(op["kind"]), sources, _size(before)
         self.shape, self.weight, self.index = _rule(op, t, before)
-        demand(self.shape == _whole(op["shape"]), f"its result has shape {self.shape}")
-        self.bias = np.zeros(_size(self.shape))
-        if "bias" in t:
-            bias = t["bias"][:, None, None] if self.kind == "conv2d" else t["bias"]
-            self.bias = np.broadcast_to(bias, self.shape).ravel()
-        outputs, inputs = self.weight.shape[-2:] if self.weight.ndim > 1 else (1, 1)
-        # Terms of the deployed sum that makes one number, bias included; 0 for an exact copy.
-        self.terms = 0 if self.kind in ("relu", "reshape", "pad", "permute") else inputs + 1
-        self.uses = np.zeros((1, 0), int)
+        same = self.shape == _whole(op["shape"]) and _size(self.shape)
+        demand(same, f"its result has shape {self.shape}")
+        bias = t.get("bias", np.zeros(1))
+        bias = bias[:, None, None] if self.kind == "conv2d" else bias
+        self.bias = np.broadcast_to(bias, self.shape).ravel()
+        inputs = self.weight.shape[-1] if self.weight.ndim > 1 else 1
+        # Roundings of one number when deployed, k + 2 for k terms; none for an exact copy.
+        self.terms = 0 if self.kind in ("relu", "reshape", "pad", "permute") else inputs + 3
         if self.index is not None:  # the k-th place in index where an input stands, or -1: [K,S]
             order = np.argsort(self.index, None, "stable")[(self.index < 0).sum() :]
             used = self.index.ravel()[order]
             times = np.arange(len(used)) - np.searchsorted(used, used)
             self.uses = np.full((times.max(initial=0) + 1, self.size), -1)
             self.uses[times, used] = order
-        self.mixes = self.terms > 0 and self.kind != "scale"
         self.before = inputs if self.kind == "avg_pool2d" else 1  # it is summed, then divided
-        # Terms of any sum here, the transposed included.
-        self.longest = max(len(self.bias), inputs + 1, len(self.uses) * outputs + 1)
 
     def apply(self, x: Array, absolute: bool = False) -> Array:
         """The linear part, or that with absolute weights, of values [N,S]."""
@@ -100,10 +96,10 @@ class Network:
             shapes.append(self.steps[-1].shape)
         demand(self.steps and len(shapes[-1]) == 1, "the last node gives no row of scores")
         self.input_shape, self.sizes = shapes[0], [_size(shape) for shape in shapes]
-        self.longest = max(self.sizes[0], *(step.longest for step in self.steps))
+        # Terms of any sum here: in a transposed one, an input meets each result at most once.
+        self.longest = max(*self.sizes, *(step.terms for step in self.steps)) + 1
         self.widest = max(*self.sizes, *(getattr(step.index, "size", 0) for step in self.steps))
         self.units = sum(step.size for step in self.steps if step.kind == "relu")
-        demand(self.longest <= _MOST, f"network: sums of more than {_MOST} terms", Unsupported)
 
 
 def _whole(value: Any) -> Shape:

@@ -55,14 +55,6 @@ def digest(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def identify(claim: dict[str, Any], proof: dict[str, np.ndarray]) -> None:
-    """Ids of properties whose content was changed."""
-    parts = [proof[name] for name in ("box.lower", "box.upper", "C", "d", "group")]
-    for index, each in enumerate(claim["properties"]):
-        content = b"".join(part[index].tobytes() for part in parts)
-        each["id"] = hashlib.sha256(content).hexdigest()[:16]
-
-
 def rehash(folder: Path, claim: dict[str, Any]) -> None:
     """Write the claim with the hashes of the files as they are now."""
     for name in FILES[1:]:
@@ -88,8 +80,6 @@ def edited(source: Path, target: Path, edit: Edit) -> Path:
     write(target, FILES[1], proof, other)
     write(target, FILES[2], arrays, header)
     claim["network"] = digest(header, arrays)
-    if {len(proof[name]) for name in ("C", "box.lower")} == {len(claim["properties"])}:
-        identify(claim, proof)
     rehash(target, claim)
     return target
 

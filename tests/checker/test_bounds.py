@@ -1,5 +1,7 @@
 """Bounds of the checker are never above exact or computed values, and not far below."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,7 @@ def lowest(network, box, C, level, slope="area"):
     boxes, rows, _ = C.shape
     own = np.repeat(np.arange(boxes), rows)
     weights = C.double().numpy().reshape(boxes * rows, -1)
-    found = region.least(*region.pull(len(region.net.steps), weights, own), own)
+    found, _ = region.least(*region.pull(len(region.net.steps), weights, own), own)
     return found.reshape(boxes, rows), region
 
 
@@ -136,7 +138,7 @@ def margins(base, patch, level, box, C, d):
     free, slope = np.full((len(d), units), np.inf), np.zeros((len(d), units))
     part = np.hstack([box[0], -free]), np.hstack([box[1], free])
     regions = Region(base, level, part, slope), Region(patch, level, part, slope, base.units)
-    return row_margins(*regions, C, d, np.arange(len(d)), np.zeros((*d.shape, units)))
+    return row_margins(*regions, C, d, np.zeros((*d.shape, units)))[0]
 
 
 def test_large_numbers_prove_nothing():
@@ -290,7 +292,7 @@ def test_cuts_and_multipliers_hold_at_every_input_of_a_piece(seed, level):
     base = Region(nets[0], level, box, slope)
     patch = Region(nets[1], level, box, slope, nets[0].units)
     assert not (base.empty | patch.empty)[0]
-    found = row_margins(base, patch, C, d, np.arange(1), multiplier)[0]
+    found = row_margins(base, patch, C, d, multiplier)[0][0]
     y = (values[0][1] + values[1][1]).double().numpy()[inside]
     rows = y @ C[0].T + d
     assert np.isfinite(found).all()
@@ -308,3 +310,73 @@ def inputs_of_relus(network, x):
             found.append(inputs[0].flatten(1).double().numpy())
         values[op.name] = graph.STEPS[op.kind](op, tensors, inputs)
     return np.hstack(found), values[network.operations[-1].name]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_sum_is_longer_than_the_account_says(name, seed):
+    """Terms are counted in dense matrices: rows of the step, and rows of the transposed."""
+    net = mine(NETWORKS[name](seed))
+    for step in net.steps:
+        W = step.apply(np.eye(net.sizes[step.sources[0]])) != 0
+        assert net.longest >= W.sum(0).max() + 1  # and the bias
+        assert net.longest >= W.sum(1).max() + 1  # and what has arrived already
+        assert net.longest >= len(step.bias)  # the constant of a row
+        if step.kind in ("linear", "conv2d", "scale", "avg_pool2d", "add"):
+            terms = W.sum(0).max() * len(step.sources) + bool(step.bias.any())
+            assert step.terms >= terms + 2
+
+
+def test_transposed_sums_count_where_they_are_the_longest():
+    """One input, a hundred outputs; and a padded image that every window meets."""
+    wide = fully_connected(0, (1, 100, 1))
+    assert mine(wide).longest >= 100
+    weight = np.ones((50, 1, 3, 3))
+    conv = {"name": "c", "kind": "conv2d", "inputs": ["input"], "shape": [50, 3, 3]}
+    conv |= {"tensors": {"weight": "w"}}
+    conv |= {"settings": {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}}
+    flat = {"name": "f", "kind": "reshape", "inputs": ["c"], "shape": [450]}
+    last = {"name": "l", "kind": "linear", "inputs": ["f"], "shape": [1], "settings": {}}
+    structure = {
+        "input_shape": [1, 3, 3],
+        "operations": [
+            conv,
+            {**flat, "tensors": {}, "settings": {}},
+            {**last, "tensors": {"weight": "v"}},
+        ],
+    }
+    net = Network(structure, {"w": weight, "v": np.ones((1, 450))})
+    assert (net.steps[0].apply(np.eye(9)) != 0).sum(1).max() == 450  # the middle of the image
+    assert net.longest >= 450
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["real", "deployed-float32"]))
+@settings(max_examples=40)
+def test_slack_of_a_relu_covers_its_rounding(seed, level):
+    """In exact arithmetic: what t is short of, and what rows times slopes are off by."""
+    rng = np.random.default_rng(seed)
+    scale = 2.0 ** rng.integers(-30, 30)
+    low, high = -scale * rng.random((1, 5)), scale * rng.random((1, 5))
+    operation = {"name": "r", "kind": "relu", "inputs": ["input"], "shape": [5]}
+    structure = {"input_shape": [5], "operations": [{**operation, "tensors": {}, "settings": {}}]}
+    net = Network(structure, {})
+    slope = rng.integers(0, 256, (1, 5)) / 255
+    region = Region(net, level, pieces_of(net, (low, high)), slope)
+    (_, below, above, shift), slack = region.lines[1], region.slack[1]
+    rows = rng.normal(size=(1, 5))
+    pulled, constant, _ = region.pull(1, rows, np.zeros(1, int))
+    owed, had = Fraction(0), Fraction(0)
+    for j in range(5):
+        s, t, bottom = (Fraction(each[0, j]) for each in (above, shift, below))
+        line, row = min(bottom, 1), Fraction(rows[0, j])
+        assert 0 <= s <= 1 and 0 <= bottom <= 1
+        ends = [Fraction(low[0, j]), Fraction(high[0, j])]
+        short = max(-s * ends[0], (1 - s) * ends[1]) - t  # of t, where it is rounded down
+        used = line if row > 0 else s
+        product = abs(Fraction(pulled[0, j]) - row * used) * max(map(abs, ends))
+        missing = product + (abs(row) * max(short, 0) if row < 0 else 0)
+        assert missing <= abs(row) * Fraction(slack[0, j])
+        assert Fraction(slack[0, j]) >= 2 * Fraction(2) ** -53 * max(map(abs, ends))
+        owed += min(row, 0) * t
+        had += abs(row) * Fraction(slack[0, j])
+    assert abs(Fraction(constant[0]) - owed) <= had

@@ -1,10 +1,12 @@
 """The checker agrees with what the repair certifies, and with nothing else."""
 
 import ast
+import io
 import json
 import os
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import folders
@@ -43,9 +45,23 @@ def test_it_imports_numpy_and_the_standard_library_only():
                 assert name.startswith("advrepair.checker") or name.split(".")[0] in known
 
 
+def code_lines(path: Path) -> int:
+    """Lines with a token of code: no blank lines, comments or docstrings."""
+    text, lines = path.read_text(encoding="utf-8"), set()
+    none = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in (*none, tokenize.ENDMARKER):
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(lines)
+
+
 def test_it_can_be_read_in_one_sitting():
-    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.glob("*.py"))
-    assert lines < 750
+    assert sum(code_lines(path) for path in PACKAGE.glob("*.py")) < 500
 
 
 def test_it_loads_no_torch():
@@ -197,7 +213,7 @@ def test_what_is_not_proved_again_is_incomplete(tmp_path):
     assert "property 0, piece 0: margin 1e-300 is claimed" in found.line
 
 
-def test_a_claim_beyond_what_holds_is_invalid(tmp_path):
+def test_a_claim_beyond_what_holds_is_incomplete(tmp_path):
     def more(claim, proof, stored):
         proof["piece.margin"] += 1e3
         for each in claim["properties"]:
@@ -206,8 +222,8 @@ def test_a_claim_beyond_what_holds_is_invalid(tmp_path):
             each["margin"] = float(proof["piece.margin"][index])
 
     found = verdict(edited(repaired(tmp_path / "a"), tmp_path / "b", more))
-    assert found.word == "INVALID"
-    assert "at its middle" in found.line
+    assert found.word == "INCOMPLETE"
+    assert "is claimed, " in found.line and found.line.endswith("was found (and 5 more)")
 
 
 @pytest.mark.skipif(not DATA, reason="ADVREPAIR_DATA is not set: no data to repair on")

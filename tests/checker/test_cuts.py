@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from folders import digest, edited, identify, rehash, verdict, write
+from folders import digest, edited, rehash, verdict, write
 
 # y = relu(x) - relu(x - 0.5) + 0.1 is at least 0.1. With slope 1 below the first ReLU, a piece
 # where x >= 0 and x <= 0.5, by the signs of both, needs a multiplier as well.
@@ -63,9 +63,8 @@ def folder(tmp_path_factory):
         "multiplier.value": np.float32([[1]]),
     }
     claim = {"format": 2, "level": "deployed-float32", "network": digest(header, stored)}
-    one = {"label": -1, "patch": 0, "status": "certified", "margin": 0.05, "pieces": 3}
+    one = {"label": -1, "patch": 0, "status": "certified", "margin": 0.05}
     claim |= {"files": {}, "properties": [one]}
-    identify(claim, proof)
     write(place, "certificate.safetensors", proof, {"format": 2})
     write(place, "repaired.safetensors", stored, header)
     rehash(place, claim)
@@ -108,7 +107,6 @@ def no_cuts(claim, proof, stored):
     for name in ("piece.node", "piece.margin", "piece.slope"):
         proof[name] = proof[name][:1] * 0 + (0.05 if name == "piece.margin" else 0)
     proof["multiplier.piece"][:] = 0
-    claim["properties"][0]["pieces"] = 1
 
 
 def missing_half(claim, proof, stored):
@@ -116,7 +114,6 @@ def missing_half(claim, proof, stored):
         proof[name] = proof[name][:4]
     for name in ("piece.node", "piece.margin", "piece.slope"):
         proof[name] = proof[name][[0, 2]]
-    claim["properties"][0]["pieces"] = 2
 
 
 def one_half_twice(claim, proof, stored):
@@ -175,7 +172,6 @@ def test_slopes_of_a_piece_or_of_a_node_above_it_may_prove_it(root, leaf, word, 
         for name in ("piece.margin", "piece.slope"):
             proof[name] = proof[name][:2]
         proof["piece.node"] = np.int64([1, 2])
-        claim["properties"][0]["pieces"] = 2
 
     found = verdict(edited(folder, tmp_path / "changed", two_pieces))
     assert found.word == word, found.line
@@ -189,3 +185,42 @@ def test_multipliers_are_numbers_of_at_least_0(value, folder, tmp_path):
     found = verdict(edited(folder, tmp_path / "changed", change))
     assert found.word == "INVALID"
     assert "multiplier" in found.line
+
+
+@pytest.mark.parametrize(
+    ("more", "word"), [(0.0, "VALID"), (1e-9, "VALID"), (1e-5, "INCOMPLETE"), (0.1, "INCOMPLETE")]
+)
+def test_a_margin_is_confirmed_up_to_rounding(more, word, folder, tmp_path):
+    """In float32 the account takes about 1e-6 off: so much more may be claimed, and no more."""
+
+    def claimed(claim, proof, stored):
+        found = verdict(folder).margin
+        proof["piece.margin"][:] = claim["properties"][0]["margin"] = found + more
+
+    found = verdict(edited(folder, tmp_path / "changed", claimed))
+    assert found.word == word, found.line
+    assert word == "VALID" or "piece 1: margin" in found.incomplete[-1]
+
+
+@pytest.mark.parametrize(("depth", "word"), [(256, "VALID"), (257, "INCOMPLETE")])
+def test_trees_deeper_than_256_are_incomplete(depth, word, folder, tmp_path):
+    """A chain of cuts of the input: the lower half is a leaf, the upper half is cut again."""
+
+    def deep(claim, proof, stored):
+        nodes = np.arange(1, 2 * depth + 1)
+        proof["tree.owner"] = np.zeros(2 * depth + 1, int)
+        proof["tree.parent"] = np.append(-1, (nodes - 1) // 2 * 2)
+        proof["tree.dim"] = np.where(np.arange(2 * depth + 1) % 2 == 0, 0, -1)
+        proof["tree.dim"][-1] = -1
+        proof["tree.cut"] = np.zeros(2 * depth + 1)
+        proof["tree.cut"][::2] = np.linspace(-1, 1, depth + 1) + 1 / depth
+        proof["tree.slope"] = np.zeros((2 * depth + 1, 2), np.uint8)
+        proof["piece.node"] = np.append(nodes[::2], 2 * depth)
+        proof["piece.margin"] = np.full(depth + 1, 0.05)
+        proof["piece.slope"] = np.zeros((depth + 1, 0), np.uint8)
+        for name in ("multiplier.piece", "multiplier.unit", "multiplier.value"):
+            proof[name] = proof[name][:0]
+
+    found = verdict(edited(folder, tmp_path / "changed", deep))
+    assert found.word == word, found.line
+    assert word == "VALID" or found.line == "INCOMPLETE: tree: deeper than 256"

@@ -60,7 +60,7 @@ def said(folder):
     """What of the JSON the checker vouches for, and what else each property says."""
     claim = json.loads((folder / FILES[0]).read_text())
     kept = {key: claim[key] for key in ("format", "level", "network", "files")}
-    keys = ("id", "label", "patch", "margin", "pieces")
+    keys = ("label", "patch", "margin")
     properties = [
         tuple(each.get(key) for key in keys) if each["status"] == "certified" else None
         for each in claim["properties"]
@@ -337,7 +337,7 @@ VALUES = [
     set_property(key, value)
     for key, value in [
         ("status", "proved"), ("status", None), ("patch", 99), ("patch", -1), ("patch", True),
-        ("pieces", 77), ("label", 99), ("label", -1), ("label", None),
+        ("label", 99), ("label", -1), ("label", None),
     ]
 ]  # fmt: skip
 

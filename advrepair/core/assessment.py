@@ -1,0 +1,293 @@
+"""The full evaluation: the deployed function under an attacker who knows it.
+
+Three subjects are measured alike: the repair, the constant-bias repair, and the unrepaired
+network. The paper's protocol, which tells the network the clean image, is measured under the
+name ``DGSR-oracle``, and never alone. Definitions: ``docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+
+from advrepair.core.attacking import Problem, balls, generator, perturb
+from advrepair.core.data import Dataset
+from advrepair.core.errors import UsageError
+from advrepair.core.graph import Network
+from advrepair.core.interfaces import Attack
+from advrepair.core.lookup import Insight, insight
+from advrepair.core.patching import PatchBank, RepairedNetwork, constant_stack
+from advrepair.core.run_folder import Checkpoint
+from advrepair.core.statistics import Share
+from advrepair.core.threats import THREATS, FixedRoute, Target
+from advrepair.core.types import PropertySet
+
+_AT_ONCE = 256
+_IMAGES = 512  # unrelated images that patches are tried on
+SUBJECTS = ("repair", "constant-bias", "none")
+Clip = tuple[float, float] | None
+Stage = Callable[[str, int], Any]
+Shares = dict[str, Share | None]
+
+
+@frozen(eq=False)
+class Examples:
+    """What a run kept: the repaired problem, other counterexamples, and the trivial repair.
+
+    unseen: points [N,*S] and the property of each. constant: [Q,K]. held: bool [P], what it
+    is proved for. certified: bool [P], what the repair is proved for.
+    """
+
+    problem: Problem
+    unseen: tuple[Tensor, Tensor]
+    constant: Tensor
+    held: Tensor
+    certified: Tensor
+
+
+@frozen(eq=False)
+class Settings:
+    """How it is measured. epsilon: radius on unseen inputs. limit: how many of them."""
+
+    attack: Attack
+    quick: Attack
+    epsilon: float
+    limit: int
+    seed: int
+    clip: Clip
+
+
+@frozen(eq=False)
+class Assessment:
+    """What was measured: shares of every subject, by metric; what each threat broke; insight.
+
+    sweep: share that is right under the quick attack, by protocol and radius. classes: how
+    often each class is predicted, and is right, on the test inputs: [2,K] of each subject.
+    """
+
+    shares: dict[str, Shares]
+    threats: dict[str, dict[str, Share]]
+    insight: dict[str, Insight]
+    sweep: dict[str, dict[float, Share]]
+    classes: dict[str, Tensor]
+
+
+@define(eq=False)
+class Assessor:
+    """One evaluation; every finished part is kept in the checkpoint."""
+
+    repaired: RepairedNetwork
+    examples: Examples
+    test: Dataset
+    settings: Settings
+    stage: Stage
+    checkpoint: Checkpoint | None = None
+    _subjects: dict[str, RepairedNetwork] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        refuse_repaired_inputs(self.examples.problem.properties.center, self.test)
+        self._subjects = {
+            "repair": self.repaired,
+            "constant-bias": self._with(constant_stack(self._template, self.examples.constant)),
+        }
+
+    @property
+    def _template(self) -> Network:
+        return self.repaired.bank.template
+
+    def _with(self, stack: Mapping[str, Tensor]) -> RepairedNetwork:
+        r = self.repaired
+        bank = PatchBank(self._template, stack)
+        return RepairedNetwork(r.base, bank, r.box, r.assignment, r.centres, r.allocator)
+
+    def run(self) -> Assessment:
+        """Measure everything."""
+        shares = {name: self._plain(name) for name in SUBJECTS}
+        threats: dict[str, dict[str, Share]] = {}
+        for name in SUBJECTS:
+            boxes, _ = self._attacked(name, "DSR", self.examples.problem.properties)
+            shares[name]["DSR"] = boxes
+            asked = self._balls(self.settings.epsilon)
+            shares[name]["DGSR-query"], threats[name] = self._attacked(name, "DGSR-query", asked)
+            shares[name]["DGSR-oracle"] = self._oracle(name, self.settings.epsilon)
+        return Assessment(
+            shares,
+            threats,
+            {name: self._insight(model) for name, model in self._subjects.items()},
+            self._sweep(),
+            {name: self._classes(name) for name in SUBJECTS},
+        )
+
+    def _model(self, subject: str) -> nn.Module:
+        return self._subjects.get(subject, self.repaired.base)
+
+    def _balls(self, epsilon: float) -> PropertySet:
+        index = torch.arange(min(self.settings.limit, len(self.test)))
+        return balls(self.repaired.base, self.test, index, epsilon, self.settings.clip)
+
+    def _plain(self, subject: str) -> Shares:
+        """What takes no attack."""
+        model, examples = self._model(subject), self.examples
+        points, owner = examples.unseen
+        properties = examples.problem.properties
+        base, right, kept = self.repaired.base, 0, 0
+        with self.stage(f"{subject}: accuracy", len(self.test)) as advance:
+            reference = 0
+            for index in torch.arange(len(self.test)).split(_AT_ONCE):
+                x, y = self.test.images(index), self.test.labels[index]
+                ours, theirs = _classes(model, x), _classes(base, x)
+                right += int((ours == y).sum())
+                reference += int((theirs == y).sum())
+                kept += int((ours == theirs).sum())
+                advance(len(index))
+        proved = {"repair": examples.certified, "constant-bias": examples.held}.get(subject)
+        count = len(properties)
+        return {
+            "RSR": _holding(model, properties, examples.problem.x_adv),
+            "RGR": _holding(model, properties[owner], points),
+            "accuracy": Share(right, len(self.test)),
+            "unrepaired accuracy": Share(reference, len(self.test)),
+            "FDD": Share(len(self.test) - kept, len(self.test)),
+            "certified": Share(0 if proved is None else int(proved.sum()), count),
+        }
+
+    def _attacked(
+        self, subject: str, metric: str, asked: PropertySet
+    ) -> tuple[Share, dict[str, Share]]:
+        """Share of properties that no threat breaks; share that each of them breaks."""
+        model = self._model(subject)
+        whole = torch.ones(len(asked), dtype=torch.bool)
+        broken = {}
+        for threat in THREATS if isinstance(model, RepairedNetwork) else ("direct",):
+
+            def hits(part: PropertySet, noise: torch.Generator, threat: str = threat) -> Tensor:
+                return self._hits(model, threat, part, noise)
+
+            found = self._each(f"{subject}: {metric}, {threat}", asked, hits)
+            broken[threat] = Share(int(found.sum()), len(asked))
+            whole &= ~found
+        return Share(int(whole.sum()), len(asked)), broken
+
+    def _hits(
+        self, model: nn.Module, threat: str, asked: PropertySet, noise: torch.Generator
+    ) -> Tensor:
+        """Properties that one threat, or no attack at all, breaks: bool [P]."""
+        s = self.settings
+        if isinstance(model, RepairedNetwork):
+            points = THREATS[threat](Target(model, s.attack, s.quick, noise), asked)
+        else:
+            points = [perturb(s.attack, model, asked, asked.center, noise)]
+        found = asked.violated(_run(model, asked.center))
+        for x in points:
+            found |= asked.violated(_run(model, asked.box.clamp(x)))
+        return found
+
+    def _oracle(self, subject: str, epsilon: float) -> Share:
+        """The paper's protocol: the clean input, of which F knows nothing, fixes the route."""
+        model = self._model(subject)
+
+        def told(part: PropertySet, noise: torch.Generator) -> Tensor:
+            x, fixed = part.center, model
+            if isinstance(model, RepairedNetwork):
+                with torch.no_grad():
+                    fixed = FixedRoute(model, model.route(x, model.base(x)))
+            found = perturb(self.settings.quick, fixed, part, x, noise)
+            return part.violated(_run(fixed, found)) | part.violated(_run(fixed, x))
+
+        hits = self._each(f"{subject}: oracle at {epsilon:g}", self._balls(epsilon), told)
+        return Share(int((~hits).sum()), len(hits))
+
+    def _sweep(self) -> dict[str, dict[float, Share]]:
+        """The repair under the quick attack at several radii, by protocol.
+
+        At the largest one every image of the input range can be reached.
+        """
+        own = self.settings.epsilon
+        model = self.repaired
+
+        def quick(part: PropertySet, noise: torch.Generator) -> Tensor:
+            x = perturb(self.settings.quick, model, part, part.center, noise)
+            return part.violated(_run(model, x)) | part.violated(_run(model, part.center))
+
+        query: dict[float, Share] = {}
+        for epsilon in (own / 2, own, 2 * own, self._everything()):
+            hits = self._each(f"repair: query at {epsilon:g}", self._balls(epsilon), quick)
+            query[epsilon] = Share(int((~hits).sum()), len(hits))
+        oracle = {e: self._oracle("repair", e) for e in (own, self._everything())}
+        return {"query": query, "oracle": oracle}
+
+    def _everything(self) -> float:
+        clip = self.settings.clip
+        return clip[1] - clip[0] if clip else 1.0
+
+    def _each(
+        self,
+        title: str,
+        asked: PropertySet,
+        work: Callable[[PropertySet, torch.Generator], Tensor],
+    ) -> Tensor:
+        """One bool a property, computed in parts that are kept: [P]."""
+        parts = []
+        with self.stage(title, len(asked)) as advance:
+            for index in torch.arange(len(asked)).split(_AT_ONCE):
+                key = hashlib.sha256(f"{title}:{int(index[0])}".encode()).hexdigest()[:16]
+                saved = self.checkpoint.load(key) if self.checkpoint else None
+                if saved is None:
+                    noise = generator(self.settings.seed, int(key[:12], 16))
+                    saved = {"hits": work(asked[index], noise)}
+                    if self.checkpoint:
+                        self.checkpoint.save(key, saved)
+                parts.append(saved["hits"])
+                advance(len(index))
+        return torch.cat(parts)
+
+    def _insight(self, model: RepairedNetwork) -> Insight:
+        index = torch.arange(min(_IMAGES, len(self.test)))
+        noise = generator(self.settings.seed, 7)
+        properties = self.examples.problem.properties
+        return insight(model, properties, self.test.images(index), self.test.labels[index], noise)
+
+    def _classes(self, subject: str) -> Tensor:
+        model, outputs = self._model(subject), self.repaired.base.outputs
+        predicted = torch.cat(
+            [
+                _classes(model, self.test.images(index))
+                for index in torch.arange(len(self.test)).split(_AT_ONCE)
+            ]
+        )
+        pair = (predicted, self.test.labels)
+        return torch.stack([torch.bincount(each, minlength=outputs)[:outputs] for each in pair])
+
+
+def refuse_repaired_inputs(center: Tensor, test: Dataset) -> None:
+    """Raises UsageError if a test input is one that was repaired: it would not be unseen."""
+    known = {row.numpy().tobytes() for row in center}
+    for index in torch.arange(len(test)).split(_AT_ONCE):
+        for i, row in zip(index.tolist(), test.images(index), strict=True):
+            if row.numpy().tobytes() in known:
+                raise UsageError(
+                    f"{test.name} row {i} is a repaired input: evaluate on other data, or remove it"
+                )
+
+
+def _holding(model: nn.Module, properties: PropertySet, x: Tensor) -> Share:
+    """Share of points that no longer break their property."""
+    good = 0
+    for index in torch.arange(len(x)).split(_AT_ONCE):
+        good += int((~properties[index].violated(_run(model, x[index]))).sum())
+    return Share(good, len(x))
+
+
+def _run(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        outputs: Tensor = model(x)
+    return outputs
+
+
+def _classes(model: nn.Module, x: Tensor) -> Tensor:
+    return _run(model, x).argmax(1)
