@@ -17,9 +17,10 @@ from advrepair.core.errors import UsageError
 from advrepair.core.inputs import clip_of
 from advrepair.core.network import as_network
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.pipeline import Progress, Repair, Run, check_bounds, find_problem, silent
+from advrepair.core.pipeline import Repair, check_bounds, find_problem
 from advrepair.core.pipeline import repair as run_repair
 from advrepair.core.registry import Registry
+from advrepair.core.work import Progress, Work, silent
 
 
 def load(folder: str | Path) -> RepairedNetwork:
@@ -99,7 +100,7 @@ def repair(
     data = dataset("x", x, y, x_adv)
     test = dataset("x_test", x_test, y_test) if x_test is not None else None
     check_bounds(known, plan)
-    work = Run(progress)
+    work = Work(progress)
     problem = find_problem(known, data, plan, work, count)
     return run_repair(known, problem, plan, work, test)
 

@@ -11,10 +11,10 @@ name, whatever else a file holds.
 A VALID is examined. *same*: nothing that the checker vouches for was changed, or a claim was
 only taken back. *still true*: something was, and the changed claim holds at every point that
 was sampled of its boxes, in float32, by the deployed function that is read from the changed
-folder; a margin that is claimed but not reached there is counted, as the checker does not
-vouch for it. *unusable*: the changed folder cannot be loaded or run in those boxes, so there
-is no function to be wrong. *wrong*: a sampled point breaks a claim. Exit code 4 if there is
-one, or a crash.
+folder; a margin that is claimed but not reached there is counted, as the checker confirms
+margins up to rounding only. *unusable*: the changed folder cannot be loaded or run in those
+boxes, so there is no function to be wrong. *wrong*: a sampled point breaks a claim. Exit code
+4 if there is one, or a crash.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from advrepair.core import pipeline
 from advrepair.core.config import resolve
 from advrepair.core.data import load_data
 from advrepair.core.registry import Registry
+from advrepair.core.work import Work
 
 DATA = os.environ.get("ADVREPAIR_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ADVREPAIR_DATA is not set: no data to repair on")
@@ -39,7 +40,7 @@ def counterexamples(network: str, epsilon: float) -> tuple[torch.Tensor, torch.T
     }
     plan = resolve(Registry.load(), [layer])
     net, data, _ = pipeline.read_inputs(plan.problem)
-    problem = pipeline.find_problem(net, data.repair, plan, pipeline.Run(), 50)
+    problem = pipeline.find_problem(net, data.repair, plan, Work(), 50)
     return problem.x_adv, problem.properties.label
 
 

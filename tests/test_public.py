@@ -49,10 +49,18 @@ ORDER = [
     "evaluation",
     "artefacts",
     "run_folder",
+    "work",
     "inputs",
     "memory",
+    "statistics",
+    "threats",
+    "lookup",
+    "assessment",
+    "flags",
+    "evaluating",
     "reporting",
     "pipeline",
+    "evaluating_again",
 ]
 FOR_PLUGINS = {
     "interfaces",

@@ -104,8 +104,9 @@ class Region:
         unstable, active = (low < 0) & (high > 0), (low >= 0).astype(float)
         share = np.clip(high / np.where(unstable, high - low, 1.0), 0.0, 1.0)
         shift = np.where(unstable, np.maximum(-share * low, (1 - share) * high), 0.0)
-        below, above = (np.where(unstable, s, active) for s in (self.slope[:, units], share))
-        self.lines[len(self.low)] = (units, below, above, shift)
+        # The slope as stored, of stable units too: a steeper one may be worse in a part.
+        above = np.where(unstable, share, active)
+        self.lines[len(self.low)] = (units, self.slope[:, units], above, shift)
         return np.maximum(low, 0), np.maximum(high, 0), self.g * self.most[source] + _TINY
 
     def pull(self, value: int, A: Array, own: Array, cuts: Array | None = None) -> Triple:

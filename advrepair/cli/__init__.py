@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from advrepair.cli import check, plugins, run
+from advrepair.cli import check, evaluate, plugins, report, run
 from advrepair.core.errors import AdvrepairError
 
 __all__ = ["app", "main"]
@@ -24,7 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+app.command("evaluate")(evaluate.evaluate)
 app.command("check")(check.check)
+app.command("report")(report.report)
 app.command("plugins")(plugins.plugins)
 
 

@@ -38,6 +38,10 @@ def run(
     allocator: Annotated[Text, _flag("NAME", "Patches of inputs outside the balls.")] = None,
     refiner: Annotated[Text, _flag("NAME", "Says where to split what is not proved.")] = None,
     attack: Annotated[Text, _flag("NAME", "Searches for counterexamples.")] = None,
+    evaluation_attack: Annotated[Text, _flag("NAME", "Attacks unseen inputs.")] = None,
+    evaluate: Annotated[
+        Text, _flag("SCOPE", "quick, or full: attack the result on unseen inputs too.")
+    ] = None,
     preset: Annotated[Text, _flag("NAME", "Values beneath all others: default, paper.")] = None,
     level: Annotated[
         Text,
@@ -92,7 +96,9 @@ def run(
             "allocator": allocator,
             "refiner": refiner,
             "attack": attack,
+            "evaluation_attack": evaluation_attack,
         },
+        "evaluation": {"scope": evaluate},
         "certification": {"level": level},
         "run": {"preset": preset, "seed": seed},
     }
@@ -124,6 +130,7 @@ def _repair(
     configuration = resolve(registry, layers)
     folder = out or Path("runs") / Path(configuration.problem.network).stem
 
+    from advrepair import html
     from advrepair.core import pipeline
     from advrepair.core.memory import keep_freed_memory
 
@@ -134,6 +141,7 @@ def _repair(
         print(json.dumps(report, indent=2))
     else:
         show.print_report(report, show.console())
+    html.write(folder)  # last, so that nothing about it can hide what the run found
     return report
 
 

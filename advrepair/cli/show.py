@@ -17,9 +17,18 @@ from advrepair.core.registry import Entry
 
 WIDTH = 100
 RATES = ("RSR", "RGR", "DD")
+ATTACKED = ("FDD", "DSR", "DGSR-query", "DGSR-oracle")  # shown if measured
 LEGEND = (
     "RSR: repaired examples now right; RGR: other adversarial examples in their balls now right; "
     "DD: accuracy lost on test data; -: not measured."
+)
+STAGES = (
+    "attack", "bounds", "training", "certification", "branch and bound", "evaluation", "total"
+)  # fmt: skip
+ATTACKED_LEGEND = (
+    "Of the deployed function: FDD: test decisions that changed; DSR: balls in which no attack "
+    "succeeds; DGSR-query: unseen inputs that stay right under the worst attack. DGSR-oracle: the "
+    "paper's protocol, where the network is told the clean input. More: docs/metrics.md."
 )
 
 
@@ -69,6 +78,11 @@ def _headline(report: Mapping[str, Any]) -> str:
     return f"{line}; {', '.join(rest)}" if rest else line
 
 
+def _rates(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """The columns of the table: the rates of every run, and those of an attack that was made."""
+    return (*RATES, *(each for each in ATTACKED if report["metrics"].get(each) is not None))
+
+
 def _rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     total, baseline = report["properties"]["total"], report.get("baseline", {})
     repair = {**report["metrics"], "certified": report["properties"]["certified"]}
@@ -83,7 +97,7 @@ def _rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         if isinstance(certified, float):  # a share of the properties
             certified = round(certified * total)
         shown = "-" if certified is None else f"{certified}/{total}"
-        yield (name, shown, *(_rate(figures.get(rate)) for rate in RATES))
+        yield (name, shown, *(_rate(figures.get(rate)) for rate in _rates(report)))
 
 
 def _facts(report: Mapping[str, Any]) -> Iterable[str]:
@@ -95,10 +109,19 @@ def _facts(report: Mapping[str, Any]) -> Iterable[str]:
         f"constant for {constant} properties"
     )
     # A search that was not asked for took no time at all.
-    ran = {k: v for k, v in spent.items() if v is not None and (v or k != "branch and bound")}
+    order = [name for name in STAGES if name in spent]
+    ran = {k: spent[k] for k in order if spent[k] is not None and (spent[k] or k != STAGES[4])}
     times = (f"{stage} {value:.1f}" for stage, value in ran.items())
     yield f"seconds: {', '.join(times)}"
     yield f"peak memory: {_bytes(report['peak_memory_bytes'])}"
+    if asked := report.get("evaluation"):
+        low, high = report["intervals"]["DGSR-query"]
+        yield (
+            f"attacked: {report['counts']['DGSR-query']} unseen inputs at radius "
+            f"{asked['epsilon']:g} with {asked['attack']['name']}; 95 % interval of DGSR-query: "
+            f"{_rate(low)} to {_rate(high)}"
+        )
+    yield from (f"flag: {each['name']}: {each['text']}" for each in report.get("flags", ()))
     yield from (f"note: {note}" for note in report.get("notes", ()))
     yield f"files: {report['folder']}"
 
@@ -106,8 +129,11 @@ def _facts(report: Mapping[str, Any]) -> Iterable[str]:
 def print_report(report: Mapping[str, Any], screen: Console) -> None:
     """The headline, the table with the trivial baseline, what it cost, what is not proved."""
     _say(screen, _headline(report))
-    _table(screen, ("", "certified", *RATES), _rows(report), right=True)
+    columns = _rates(report)
+    _table(screen, ("", "certified", *columns), _rows(report), right=True)
     _say(screen, LEGEND)
+    if columns != RATES:
+        _say(screen, ATTACKED_LEGEND)
     for line in _facts(report):
         _say(screen, line)
 

@@ -32,7 +32,7 @@ _IMAGES = 512  # unrelated images that patches are tried on
 SUBJECTS = ("repair", "constant-bias", "none")
 Clip = tuple[float, float] | None
 Stage = Callable[[str, int], Any]
-Shares = dict[str, Share | None]
+Shares = dict[str, Share]
 
 
 @frozen(eq=False)
@@ -66,14 +66,14 @@ class Settings:
 class Assessment:
     """What was measured: shares of every subject, by metric; what each threat broke; insight.
 
-    sweep: share that is right under the quick attack, by protocol and radius. classes: how
+    sweep: share that is right under the quick attack, by subject, protocol and radius. classes: how
     often each class is predicted, and is right, on the test inputs: [2,K] of each subject.
     """
 
     shares: dict[str, Shares]
     threats: dict[str, dict[str, Share]]
     insight: dict[str, Insight]
-    sweep: dict[str, dict[float, Share]]
+    sweep: dict[str, dict[str, dict[float, Share]]]
     classes: dict[str, Tensor]
 
 
@@ -119,7 +119,7 @@ class Assessor:
             shares,
             threats,
             {name: self._insight(model) for name, model in self._subjects.items()},
-            self._sweep(),
+            {name: self._sweep(model, name) for name, model in self._subjects.items()},
             {name: self._classes(name) for name in SUBJECTS},
         )
 
@@ -202,13 +202,12 @@ class Assessor:
         hits = self._each(f"{subject}: oracle at {epsilon:g}", self._balls(epsilon), told)
         return Share(int((~hits).sum()), len(hits))
 
-    def _sweep(self) -> dict[str, dict[float, Share]]:
-        """The repair under the quick attack at several radii, by protocol.
+    def _sweep(self, model: RepairedNetwork, subject: str) -> dict[str, dict[float, Share]]:
+        """A subject under the quick attack at several radii, by protocol.
 
         At the largest one every image of the input range can be reached.
         """
         own = self.settings.epsilon
-        model = self.repaired
 
         def quick(part: PropertySet, noise: torch.Generator) -> Tensor:
             x = perturb(self.settings.quick, model, part, part.center, noise)
@@ -216,9 +215,9 @@ class Assessor:
 
         query: dict[float, Share] = {}
         for epsilon in (own / 2, own, 2 * own, self._everything()):
-            hits = self._each(f"repair: query at {epsilon:g}", self._balls(epsilon), quick)
+            hits = self._each(f"{subject}: query at {epsilon:g}", self._balls(epsilon), quick)
             query[epsilon] = Share(int((~hits).sum()), len(hits))
-        oracle = {e: self._oracle("repair", e) for e in (own, self._everything())}
+        oracle = {e: self._oracle(subject, e) for e in (own, self._everything())}
         return {"query": query, "oracle": oracle}
 
     def _everything(self) -> float:

@@ -6,13 +6,13 @@ sign of the input of a ReLU of N or of P_j: units of N come first, then those of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from attrs import define, evolve, field, fields, frozen
 from torch import Tensor, nn
 
-from advrepair.core.bounding import Bounder, bytes_per_box, slopes_of
+from advrepair.core.bounding import Bounder, bytes_per_box, fitting, slopes_of
 from advrepair.core.box import Box
 from advrepair.core.branches import Branch
 from advrepair.core.graph import size
@@ -23,6 +23,8 @@ from advrepair.core.types import LinearBound, PropertySet, worst_margin
 _AT_ONCE = 64  # pieces that are cut together
 _CACHE_BYTES = 2**27
 _RATE, _DECAY = 0.1, 0.95  # of the ascent on slopes and multipliers
+_ARRAYS = 10  # of the size of the multipliers: gradients, the optimiser's state, gaps
+_DEEPEST = 200  # nodes above a piece; the checker follows 256
 _ENOUGH = 1e-3  # the margin at which it stops
 _STEPS = 255  # a certificate stores slopes as k/255
 
@@ -111,16 +113,24 @@ class BranchAndBound:
         """U, of N and of a patch together."""
         return self.bounder.network.units + self.bounder.template.units
 
-    def decide(self, demand: PropertySet, box: Box, patch: Weights, model: nn.Module) -> Decision:
+    def decide(
+        self,
+        demand: PropertySet,
+        box: Box,
+        patch: Weights,
+        model: nn.Module,
+        breaks: Callable[[Tensor], bool],
+    ) -> Decision:
         """Prove a property on pieces of its box, or refute it there.
 
         demand: the property, in the format of model. box: the pieces. patch: weights of the
-        one that serves it. model: the deployed function, which has the last word about a
-        counterexample. Proved is what :meth:`bound` proves on every leaf; leaves cover the
-        pieces, as a cut leaves every input on one of its sides.
+        one that serves it. model: the deployed function, by which counterexamples are looked
+        for. breaks: has the last word about one, an input [*S].
+        Sound: proved is what :meth:`bound` proves on every leaf, and leaves cover the pieces, as
+        a cut leaves every input on one of its sides.
         """
         wide = {name: t.double() for name, t in patch.items()}
-        return _Search(self, demand, wide, model).run(box)
+        return _Search(self, demand, wide, model, breaks).run(box)
 
     def bound(
         self, patch: Weights, box: Box, C: Tensor, d: Tensor, branch: Branch, rigorous: bool
@@ -160,13 +170,15 @@ class _Search:
     demand: PropertySet
     patch: Weights
     model: nn.Module
+    breaks: Callable[[Tensor], bool]
     tree: SplitTree = field(init=False)
     slope: list[Tensor] = field(factory=list)
+    _depth: list[int] = field(factory=list)
     _refuted: Tensor | None = None
 
     def run(self, box: Box) -> Decision:
         """Cut until every piece is proved, one holds a counterexample, or there are too many."""
-        self.tree = SplitTree.roots(len(box))
+        self.tree, self._depth = SplitTree.roots(len(box)), [0] * len(box)
         most = self._at_once()
         first = torch.arange(len(box))
         shape = (len(box), self.demand.C.shape[1], self.parent.units)
@@ -180,11 +192,15 @@ class _Search:
             proved = open_.margin > 0
             done.append(open_[proved.nonzero()[:, 0]])
             open_ = open_[(~proved).nonzero()[:, 0]]
-            count = len(open_) + sum(map(len, done))
-            if not len(open_) or count >= self.parent.verifier.pieces:
+            room = self._most() - len(open_) - sum(map(len, done))
+            if not len(open_) or room <= 0:
                 break
             order = open_.margin.nan_to_num(-torch.inf).argsort(stable=True)
-            open_ = open_[order[most:]].joined(self._halves(open_[order[:most]]))
+            now = min(most, room)
+            halves = self._halves(open_[order[:now]])
+            if halves is None:
+                break
+            open_ = open_[order[now:]].joined(halves)
         whole = torch.cat(self.slope)
         if self._refuted is not None:
             return Decision(self.tree, whole, counterexample=self._refuted)
@@ -196,11 +212,19 @@ class _Search:
         return Decision(self.tree, whole, leaves)
 
     def _at_once(self) -> int:
-        each = bytes_per_box(self.parent.bounder.network, self.demand.C.shape[1])
-        return max(2, min(_AT_ONCE, _CACHE_BYTES // max(1, each)))
+        """Pieces bounded together: as many as stay near the cache, within the memory."""
+        bounder, rows = self.parent.bounder, self.demand.C.shape[1]
+        each = bytes_per_box(bounder.network, rows) + _ARRAYS * 8 * rows * self.parent.units
+        most = max(2, min(_AT_ONCE, _CACHE_BYTES // max(1, each)))
+        return fitting(most, each, bounder.memory)
 
-    def _halves(self, pieces: Leaves) -> Leaves:
-        """Both parts of every piece, bounded."""
+    def _most(self) -> int:
+        """Pieces at most: those asked for, or as many as the memory holds."""
+        each = 4 * self.demand.C.shape[1] * self.parent.units + 1
+        return min(self.parent.verifier.pieces, self.parent.bounder.memory // each)
+
+    def _halves(self, pieces: Leaves) -> Leaves | None:
+        """Both parts of every piece, bounded; None if a cut leads nowhere, or too deep."""
         box, inputs = pieces.box.to(torch.float64), size(pieces.box.input_shape)
         where = self.parent.verifier.cut(box, pieces.A, pieces.gap)
         by_sign = where >= inputs
@@ -218,11 +242,17 @@ class _Search:
             rows = by_sign.nonzero()[:, 0]
             phase[rows, where[rows] - inputs] = sign
             sides.append((faces, phase))
+        width = (low.upper != pieces.box.upper) & (high.lower != pieces.box.lower)
+        stuck = ~by_sign & ~width.flatten(1).any(1)
+        if bool(stuck.any()) or max(self._depth[n] for n in pieces.node.tolist()) >= _DEEPEST:
+            return None
         cut = torch.where(by_sign, 0.0, low.upper.flatten(1).gather(1, dim[:, None])[:, 0].double())
         pairs = [
             self.tree.bisect(int(node), int(place), float(at))
             for node, place, at in zip(pieces.node, where, cut, strict=True)
         ]
+        for node in pieces.node.tolist():
+            self._depth += [self._depth[node] + 1] * 2
         # The tree counts the halves of a node one after the other, and so do the pieces.
         twice = torch.arange(len(pieces)).repeat_interleave(2)
         mixed = [
@@ -279,8 +309,10 @@ class _Search:
                 return
             x = x.to(self.demand.box.lower.dtype)
             bad = self.demand[torch.zeros(len(x), dtype=torch.long)].violated(self.model(x))
-        if bool(bad.any()):
-            self._refuted = x[bad][0]
+        for point in x[bad]:
+            if self.breaks(point):
+                self._refuted = point
+                return
 
     def _ascended(self, box: Box, C: Tensor, d: Tensor, group: Tensor, start: Branch) -> Branch:
         """Slopes and multipliers with a higher margin, as a certificate can store them.

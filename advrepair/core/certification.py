@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 
 import torch
 from attrs import define, evolve, frozen
-from torch import Tensor, nn
+from torch import Tensor
 
 from advrepair.core.attacking import Advance, Problem, counterexamples_left
-from advrepair.core.bounding import Bounder
+from advrepair.core.bounding import Batch, Bounder
 from advrepair.core.box import Box
 from advrepair.core.branching import BranchAndBound, Decision
 from advrepair.core.errors import SoundnessError
@@ -119,24 +119,22 @@ def certify(
     with stage("certification", count if attack else 0) as advance:
         proof = prove(repaired, worklist, bounder)
         model, asked = in_arithmetic_of(bounder.rounding.level, repaired, problem)
+        refutes = _Judge(repaired, bounder, problem.properties, model, asked.properties)
         hits: dict[int, Tensor] = {}
         if attack is not None:
             hit, points = counterexamples_left(model, asked, attack, seed, advance)
-            hits = {i: points[i] for i in hit.nonzero()[:, 0].tolist()}
+            found = {i: points[i] for i in hit.nonzero()[:, 0].tolist()}
+            hits = {i: x for i, x in found.items() if refutes(i, x)}
     open_ = [i for i in (~(proof.least(count) > 0)).nonzero()[:, 0].tolist() if i not in hits]
     if isinstance(bounder.certifier, CompleteVerifier) and open_:
         with stage("branch and bound", len(open_)) as advance:
             search = BranchAndBound(bounder, bounder.certifier)
             for i in open_:
-                point = _decided(i, search, proof, repaired, worklist, asked.properties, model)
+                point = _decided(i, search, proof, repaired, worklist, refutes)
                 hits |= {} if point is None else {i: point}
                 advance(1)
     least = proof.least(count)
     proved = routed(least > 0, repaired.box, repaired.patch)
-    hits = {i: x for i, x in hits.items() if _breaks(model, asked.properties, i, x)}
-    if bounder.rounding.level == "real":
-        # Seen through rounding: it refutes nothing about real numbers.
-        hits = {i: x for i, x in hits.items() if not proved[i]}
     for i in hits:
         if proved[i]:
             raise SoundnessError(
@@ -154,29 +152,57 @@ def certify(
     )
 
 
+@frozen(eq=False)
+class _Judge:
+    """Says whether one input refutes a property, in the arithmetic of the claim.
+
+    At the deployed levels the deployed function decides, run on this input alone. What it
+    computes says nothing certain about real numbers, so at level real every row of some group
+    must be <= 0 by a rigorous bound at that point.
+    """
+
+    repaired: RepairedNetwork
+    bounder: Bounder
+    properties: PropertySet
+    model: RepairedNetwork
+    asked: PropertySet
+
+    def __call__(self, index: int, x: Tensor) -> bool:
+        asked = self.asked[torch.tensor([index])]
+        with torch.no_grad():
+            broken = bool(asked.violated(self.model(x[None]))[0])
+        return broken and (self.bounder.rounding.level != "real" or self._exactly(index, x))
+
+    def _exactly(self, index: int, x: Tensor) -> bool:
+        asked, point = self.properties[torch.tensor([index])], Box(x[None], x[None])
+        C, d = -asked.C.double(), -asked.d.double()
+        rows = self.bounder.base(point, C, d, rigorous=True)
+        home = self.model.box.first(x[None])  # the patch that is on there
+        chosen = self.repaired.patch[torch.where(home < 0, index, home)]
+        stack = {name: t[chosen] for name, t in self.repaired.bank.stack.items()}
+        batch = Batch(point, rows, C, asked.group, torch.ones(1, 1, dtype=torch.bool))
+        refuted = self.bounder.margins(stack, batch)[0] >= 0
+        groups = asked.group[0]
+        return any(bool(refuted[groups == g].all()) for g in groups[groups >= 0].unique())
+
+
 def _decided(
     index: int,
     search: BranchAndBound,
     proof: Proof,
     repaired: RepairedNetwork,
     worklist: Worklist,
-    asked: PropertySet,
-    model: nn.Module,
+    refutes: _Judge,
 ) -> Tensor | None:
     """Search the pieces of a property that are open; its counterexample, if there is one."""
     pieces = ((proof.owner == index) & ~(proof.margin > 0)).nonzero()[:, 0]
     # Pieces of a property that was not searched yet stand in the same order in both.
     box = worklist.box[torch.isin(worklist.node, proof.node[pieces])]
     patch = {name: t[repaired.patch[index]] for name, t in repaired.bank.stack.items()}
-    found = search.decide(asked[torch.tensor([index])], box, patch, model)
+    asked = refutes.asked[torch.tensor([index])]
+    found = search.decide(asked, box, patch, refutes.model, lambda x: refutes(index, x))
     proof.graft(pieces, found)
     return found.counterexample
-
-
-def _breaks(model: nn.Module, asked: PropertySet, index: int, x: Tensor) -> bool:
-    """Whether the deployed function, run on this one input, breaks a property."""
-    with torch.no_grad():
-        return bool(asked[torch.tensor([index])].violated(model(x[None]))[0])
 
 
 def in_arithmetic_of(

@@ -39,6 +39,15 @@ PRESETS: dict[str, Layer] = {
     },
 }
 
+# Of the evaluation alone. The paper's released code runs two attacks of AutoAttack, 10 steps each.
+EVALUATION_PRESETS: dict[str, Layer] = {
+    "default": {},
+    "paper": {
+        "plan": {"evaluation_attack": "autoattack"},
+        "autoattack": {"version": "paper"},
+    },
+}
+
 
 @attrs.frozen
 class Problem:
@@ -76,6 +85,7 @@ class Plan:
     allocator: str = option("", "patches of inputs outside the balls; empty: the indicator's own")
     refiner: str = option("gradient-width", "says where to split what is not proved")
     attack: str = option("pgd", "searches for counterexamples")
+    evaluation_attack: str = option("", "attacks unseen inputs; empty: the attack")
 
 
 @attrs.frozen
@@ -118,6 +128,13 @@ class Evaluation:
     """What is measured beside the proof."""
 
     samples: int = option(10, "adversarial examples a ball for RGR", at_least=1)
+    scope: str = option(
+        "quick",
+        "quick: RSR, RGR, DD; full: attacks on unseen inputs too",
+        choices=("quick", "full"),
+    )
+    epsilon: float = option(0.0, "radius on unseen inputs; 0: that of the balls", at_least=0)
+    limit: int = option(1000, "unseen inputs that are attacked, at most", at_least=1)
 
 
 @attrs.frozen
@@ -143,6 +160,7 @@ ROLES = {
     "allocator": "allocator",
     "refiner": "refiner",
     "attack": "attack",
+    "evaluation_attack": "attack",
 }
 
 
@@ -188,6 +206,11 @@ class Configuration:
     def attack(self) -> Attack:
         """Finds counterexamples."""
         return cast(Attack, self.components["attack"])
+
+    @property
+    def evaluation_attack(self) -> Attack:
+        """Attacks unseen inputs."""
+        return cast(Attack, self.components["evaluation_attack"])
 
 
 def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
@@ -274,6 +297,7 @@ def _select(registry: Registry, plan: Plan) -> dict[str, type[Component]]:
     indicator = cast(type[Indicator], registry.find("indicator", plan.indicator))
     names["certifier"] = plan.certifier or (verifier.name if verifier.rigorous else "deeppoly")
     names["allocator"] = plan.allocator or indicator.allocator
+    names["evaluation_attack"] = plan.evaluation_attack or plan.attack
     chosen = {role: registry.find(kind, names[role]) for role, kind in ROLES.items()}
     if not cast(type[Verifier], chosen["certifier"]).rigorous:
         raise UsageError(

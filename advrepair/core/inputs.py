@@ -22,13 +22,16 @@ def read_inputs(problem: Problem) -> tuple[Network, Data, dict[str, str]]:
     """
     bundled = problem.network == DEMO and not Path(DEMO).exists()
     network_path = demo.NETWORK if bundled else Path(problem.network)
-    data_path = Path(problem.data) if problem.data else demo.IMAGES
-    network = _network(network_path, problem.factory, data_path)
-    data = load_data(
-        data_path, network.input_shape, network.dtype, clip_of(problem), network.outputs
-    )
-    digests = {"network": file_digest(network_path), "data": file_digest(data_path)}
+    source = data_path(problem)
+    network = _network(network_path, problem.factory, source)
+    data = load_data(source, network.input_shape, network.dtype, clip_of(problem), network.outputs)
+    digests = {"network": file_digest(network_path), "data": file_digest(source)}
     return network, data, digests
+
+
+def data_path(problem: Problem) -> Path:
+    """The npz file with the inputs; that of the demo if none is named."""
+    return Path(problem.data) if problem.data else demo.IMAGES
 
 
 def clip_of(problem: Problem) -> tuple[float, float] | None:

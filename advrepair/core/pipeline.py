@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import frozen
 from torch import Tensor
 
-from advrepair.core import artefacts, reporting
+from advrepair.core import artefacts, evaluating, reporting
 from advrepair.core.attacking import (
     Problem,
     balls,
     find_counterexamples,
-    generalisation_set,
     given_counterexamples,
 )
 from advrepair.core.bounding import Bounder, bytes_per_box, bytes_per_patch, chunks, fitting
-from advrepair.core.certification import Certificate, certify, routed
+from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
-from advrepair.core.constant import constant_bank
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
-from advrepair.core.evaluation import Rates, rates, routing
 from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import clip_of, read_inputs
-from advrepair.core.patching import RepairedNetwork, attach, last_layer, patch_template
+from advrepair.core.patching import RepairedNetwork, attach, patch_template
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
@@ -38,37 +33,7 @@ from advrepair.core.rounding import Rounding
 from advrepair.core.run_folder import Checkpoint, Folder
 from advrepair.core.run_folder import manifest as run_manifest
 from advrepair.core.training import Trained, train
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress for nobody."""
-
-
-@define
-class Run:
-    """What goes along with a repair: progress, clock, and checkpoints if there is a folder."""
-
-    progress: Progress = silent
-    checkpoint: Checkpoint | None = None
-    seconds: dict[str, float] = field(factory=dict)
-    started: float = field(factory=time.perf_counter)
-
-    @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Time a stage; yields a function that is told how many more are done."""
-        begin, done = time.perf_counter(), 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            done += more
-            self.progress(name, done, total)
-
-        self.progress(name, 0, total)
-        yield advance
-        self.progress(name, total, total)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+from advrepair.core.work import Progress, Work, silent
 
 
 @frozen(eq=False)
@@ -110,7 +75,7 @@ def run(
     manifest = run_manifest(registry, inputs, configuration.run.seed)
     if place.claim(text, manifest, force, resume):
         return read_json(folder / "report.json")
-    work = Run(progress, Checkpoint(place.partial))
+    work = Work(progress, Checkpoint(place.partial))
     try:
         check_bounds(network, configuration)
         problem = find_problem(
@@ -131,7 +96,7 @@ def repair(
     network: Network,
     problem: Problem,
     configuration: Configuration,
-    run: Run,
+    run: Work,
     test: Dataset | None = None,
 ) -> Repair:
     """Repair the properties of a problem; the architecture in one function.
@@ -150,19 +115,20 @@ def repair(
         worklist = Worklist.start(properties, assignment, bounder)
     trained = _train(repaired, worklist, bounder, plan, run)
     certificate = _certify(repaired, worklist, bounder, problem, plan, run)
-    found, (metrics, baseline, routes) = _evaluate(
-        repaired, worklist, bounder, problem, plan, run, test
+    found = evaluating.quick(
+        repaired, worklist, bounder, problem, certificate, plan, run.stage, test
     )
-    report = reporting.report(
-        repaired, problem, certificate, trained, metrics, baseline, routes, plan, run.seconds
-    )
+    report = reporting.report(repaired, problem, certificate, trained, found, plan, run.seconds)
+    if plan.evaluation.scope == "full" and test is not None:
+        whole = evaluating.full(repaired, found.examples, test, plan, run.stage, run.checkpoint)
+        reporting.add_assessment(report, whole, plan)
     report["seconds"]["total"] = time.perf_counter() - run.started
-    found |= {"epochs": trained.epochs, "margin": worklist.margin()}
-    return Repair(repaired, problem, certificate, report, found)
+    kept = found.arrays | {"epochs": trained.epochs, "margin": worklist.margin()}
+    return Repair(repaired, problem, certificate, report, kept)
 
 
 def find_problem(
-    network: Network, data: Dataset, plan: Configuration, run: Run, count: int | None
+    network: Network, data: Dataset, plan: Configuration, run: Work, count: int | None
 ) -> Problem:
     """Counterexamples: from the data, from an interrupted run, or from the attack.
 
@@ -185,7 +151,7 @@ def find_problem(
 
 
 def _train(
-    repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder, plan: Configuration, run: Run
+    repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder, plan: Configuration, run: Work
 ) -> Trained:
     """Train what an interrupted run has not; every chunk that is done is kept on disk."""
     result = Trained.nothing_yet(len(repaired.bank))
@@ -225,53 +191,10 @@ def _certify(
     bounder: Bounder,
     problem: Problem,
     plan: Configuration,
-    run: Run,
+    run: Work,
 ) -> Certificate:
     attack = plan.attack if plan.certification.attack else None
     return certify(repaired, worklist, bounder, problem, attack, plan.run.seed, run.stage)
-
-
-def _evaluate(
-    repaired: RepairedNetwork,
-    worklist: Worklist,
-    bounder: Bounder,
-    problem: Problem,
-    plan: Configuration,
-    run: Run,
-    test: Dataset | None,
-) -> tuple[dict[str, Tensor], tuple[Rates, dict[str, Rates], Rates]]:
-    """Rates of the repair, and of the two repairs that cost nothing; and what they are about."""
-    asked, base = plan.evaluation, repaired.base
-    steps = len(problem.properties) * asked.samples + 2
-    with run.stage("evaluation", steps) as advance:
-        unseen = generalisation_set(
-            base, problem, plan.attack, asked.samples, plan.run.seed, advance
-        )
-        metrics = rates(repaired, base, problem, unseen, test)
-        advance(1)
-        # Every ball has a counterexample for the network as it was.
-        nothing: Rates = {"certified": 0.0}
-        baseline = {"none": nothing | rates(base, base, problem, unseen, None)}
-        baseline["none"]["DD"] = None if test is None else 0.0
-        bank, proved = constant_bank(worklist, bounder)
-        trivial = RepairedNetwork(
-            base, bank, repaired.box, repaired.assignment, repaired.centres, plan.allocator
-        )
-        held = routed(proved[repaired.patch], repaired.box, repaired.patch)
-        share = held.double().mean().item()
-        certified: Rates = {"certified": share}
-        baseline["constant-bias"] = certified | rates(trivial, base, problem, unseen, test)
-        advance(1)
-        routes = routing(repaired, problem)
-    found = {
-        "x_adv": problem.x_adv,
-        "row": problem.row,
-        "unseen": unseen[0],
-        "unseen.property": unseen[1],
-        "constant": bank.stack[last_layer(bank.template)[1]],
-        "constant.certified": held,
-    }
-    return found, (metrics, baseline, routes)
 
 
 def check_bounds(network: Network, plan: Configuration) -> None:

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advrepair.core.assessment import Assessment
 from advrepair.core.attacking import Problem
 from advrepair.core.certification import Certificate
 from advrepair.core.config import Configuration
+from advrepair.core.evaluating import Measured
 from advrepair.core.evaluation import Rates
+from advrepair.core.flags import flags
+from advrepair.core.interfaces import Component
 from advrepair.core.memory import peak_memory
+from advrepair.core.options import values
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.training import Trained
 from advrepair.core.types import Status
@@ -26,9 +31,7 @@ def report(
     problem: Problem,
     certificate: Certificate,
     trained: Trained,
-    metrics: Rates,
-    baseline: Mapping[str, Mapping[str, float | int | None]],
-    routes: Rates,
+    found: Measured,
     plan: Configuration,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -53,9 +56,14 @@ def report(
             "constant": int(certificate.constant.sum()),
             "pieces": len(certificate.proof.owner),
         },
-        "metrics": dict(metrics),
-        "routing": dict(routes),
-        "baseline": {name: dict(rates) for name, rates in baseline.items()},
+        "metrics": _complete(found.metrics),
+        "routing": dict(found.routing),
+        "baseline": {name: _complete(rates) for name, rates in found.baseline.items()},
+        "intervals": None,
+        "counts": None,
+        "evaluation": None,
+        "lookup": None,
+        "flags": [],
         "seconds": {name: seconds.get(name, 0.0) for name in _STAGES},
         "peak_memory_bytes": peak_memory(),
         "patches": {
@@ -65,30 +73,71 @@ def report(
             "ratio_to_network": parameters / repaired.base.parameters_count,
             "mean_epochs": float(trained.epochs.double().mean()),
         },
-        "notes": _notes(certificate, metrics, baseline, routes, plan),
+        "notes": _notes(certificate, found, plan),
     }
 
 
 _STAGES = ("attack", "bounds", "training", "certification", "branch and bound", "evaluation")
 
 
-def _notes(
-    certificate: Certificate,
-    metrics: Rates,
-    baseline: Mapping[str, Mapping[str, float | int | None]],
-    routes: Rates,
-    plan: Configuration,
-) -> list[str]:
+# Every metric, in the order of the tables; null where it was not measured.
+METRICS = ("certified", "RSR", "RGR", "DD", "FDD", "DSR", "DGSR-query", "DGSR-oracle")
+
+
+def _complete(rates: Rates) -> Rates:
+    return {name: rates.get(name) for name in METRICS}
+
+
+def add_assessment(report: dict[str, Any], found: Assessment, plan: Configuration) -> None:
+    """Put a full evaluation into a report; what was measured before is measured again."""
+    for subject, shares in found.shares.items():
+        rates: Rates = {name: share.value for name, share in shares.items()}
+        ours, theirs = rates["accuracy"], rates["unrepaired accuracy"]
+        rates["DD"] = None if ours is None or theirs is None else theirs - ours
+        if subject == "repair":
+            report["metrics"] = _complete(rates)
+            named = {name: share for name, share in shares.items() if name in METRICS}
+            report["intervals"] = {name: share.interval for name, share in named.items()}
+            report["counts"] = {name: share.count for name, share in named.items()}
+        else:
+            report["baseline"][subject] = _complete(rates)
+    report["lookup"] = found.insight
+    report["flags"] = flags(found)
+    report["evaluation"] = {
+        "attack": _described(plan.evaluation_attack),
+        "epsilon": plan.evaluation.epsilon or plan.problem.epsilon,
+        "limit": plan.evaluation.limit,
+        "seed": plan.run.seed,
+        "threats": {
+            subject: {threat: share.value for threat, share in threats.items()}
+            for subject, threats in found.threats.items()
+        },
+        "sweep": {
+            subject: {
+                protocol: {f"{radius:g}": share.value for radius, share in shares.items()}
+                for protocol, shares in sweep.items()
+            }
+            for subject, sweep in found.sweep.items()
+        },
+    }
+
+
+def _described(component: Component) -> dict[str, Any]:
+    return {"name": component.name, "options": values(component)}
+
+
+def _notes(certificate: Certificate, found: Measured, plan: Configuration) -> list[str]:
     """What a reader must know to read the figures rightly."""
-    notes = []
+    notes, metrics = [], found.metrics
     for status in (Status.FALSIFIED, Status.UNKNOWN):
         if number := certificate.count(status):
             notes.append(f"{number} properties {status.value}: {status.sentence}")
     if constant := int(certificate.constant.sum()):
         notes.append(f"{constant} properties are served by a constant patch (training gave up)")
-    notes.append(_outside(plan, routes))
-    trivial = baseline.get("constant-bias")
-    if trivial and all(_no_better(metrics[key], trivial[key], key) for key in metrics):
+    notes.append(_outside(plan, found.routing))
+    trivial = found.baseline.get("constant-bias")
+    compared = ("RSR", "RGR", "DD")
+    if trivial and all(_no_better(metrics[key], trivial[key], key) for key in compared):
         share = certificate.count(Status.CERTIFIED) / len(certificate.status)
         more = (trivial["certified"] or 0.0) > share
         notes.append(_TRIVIAL.format(" and certifies more" if more else ""))

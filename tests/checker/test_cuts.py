@@ -57,7 +57,8 @@ def folder(tmp_path_factory):
         "tree.parent": np.int64([-1, 0, 0, 1, 1]),
         "tree.dim": np.int64([2, 1, -1, -1, -1]),  # by the second unit, then by the first
         "tree.cut": np.zeros(5),
-        "tree.slope": np.full((5, 2), 255, np.uint8),
+        # 0 where the piece has a unit off, 255 where it has it on.
+        "tree.slope": np.uint8([[255, 255], [255, 0], [255, 255], [0, 0], [255, 0]]),
         "multiplier.piece": np.int64([1]),
         "multiplier.unit": np.int64([0]),
         "multiplier.value": np.float32([[1]]),
@@ -214,7 +215,10 @@ def test_trees_deeper_than_256_are_incomplete(depth, word, folder, tmp_path):
         proof["tree.dim"][-1] = -1
         proof["tree.cut"] = np.zeros(2 * depth + 1)
         proof["tree.cut"][::2] = np.linspace(-1, 1, depth + 1) + 1 / depth
+        above = np.append(proof["tree.cut"][::2][:-1], 1.0)  # of each piece
+        on = np.stack([above > 0, above >= 0.5 + 3 / depth], 1)
         proof["tree.slope"] = np.zeros((2 * depth + 1, 2), np.uint8)
+        proof["tree.slope"][np.append(nodes[::2], 2 * depth)] = 255 * on
         proof["piece.node"] = np.append(nodes[::2], 2 * depth)
         proof["piece.margin"] = np.full(depth + 1, 0.05)
         proof["piece.slope"] = np.zeros((depth + 1, 0), np.uint8)

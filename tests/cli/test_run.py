@@ -39,6 +39,8 @@ FLAGS = {
     "--allocator": "plan.allocator",
     "--refiner": "plan.refiner",
     "--attack": "plan.attack",
+    "--evaluation-attack": "plan.evaluation_attack",
+    "--evaluate": "evaluation.scope",
     "--level": "certification.level",
     "--preset": "run.preset",
     "--seed": "run.seed",
@@ -67,6 +69,7 @@ def pipeline(monkeypatch, tmp_path):
     fake = Pipeline()
     monkeypatch.setitem(sys.modules, "advrepair.core.pipeline", fake)
     monkeypatch.setattr(advrepair.core, "pipeline", fake, raising=False)
+    monkeypatch.setattr("advrepair.html.write", lambda folder: folder)
     monkeypatch.chdir(tmp_path)
     return fake
 

@@ -15,7 +15,8 @@ from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
 from advrepair.core.branching import BranchAndBound, Decision
 from advrepair.core.certification import certify
-from advrepair.core.graph import Network
+from advrepair.core.errors import UsageError
+from advrepair.core.graph import Network, Operation
 from advrepair.core.patching import patch_template
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import PropertySet, Status
@@ -36,7 +37,9 @@ def searched(network: Network, asked: PropertySet, verifier: Complete, level="re
     """The decision about the network itself: its patch adds nothing."""
     template = patch_template(network, ())
     bounder = Bounder(network, template, verifier, verifier, Rounding(level), 2**31)
-    return BranchAndBound(bounder, verifier).decide(asked, asked.box, template.tensors, network)
+    return BranchAndBound(bounder, verifier).decide(
+        asked, asked.box, template.tensors, network, lambda x: True
+    )
 
 
 @settings(max_examples=40)
@@ -153,22 +156,94 @@ def test_a_counterexample_is_kept_and_can_be_replayed(tmp_path):
 
 
 def test_what_the_deployed_function_does_not_confirm_is_no_counterexample():
-    parts = open_parts(Complete(), epsilon=0.15)
-    honest = parts.repaired.forward
-    asked = parts.properties
-    calls = []
+    """Wrong in company, right alone: as if another order of summation decided.
+
+    The search goes on, and what it can prove, it proves.
+    """
+    parts = open_parts(Complete(pieces=40), epsilon=0.12)
+    honest, asked, calls = parts.repaired.forward, parts.properties, []
+    plain = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
 
     def moody(x):
-        """Wrong in company, right alone: as if another order of summation decided."""
         calls.append(len(x))
-        if len(x) > 1:
+        if len(x) == 1:
             return honest(x)
         label = asked.label[parts.repaired.box.first(x)]
-        return torch.nn.functional.one_hot(label, 4).float()
+        return 0 * honest(x) - torch.nn.functional.one_hot(label, 4)
 
     parts.repaired.forward = moody
     found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, Pgd(), 0, untold)
-    assert found.count(Status.FALSIFIED) == 0 and 1 in calls and not found.counterexample
+    assert 1 in calls and found.count(Status.CERTIFIED) == plain.count(Status.CERTIFIED) > 0
+    for index, x in found.counterexample.items():
+        one = asked[torch.tensor([index])]
+        assert bool(one.violated(honest(x[None]))[0])
+
+
+def test_at_level_real_rounding_refutes_nothing():
+    """relu(x + 2^60) - 2^60 is x, and 0 in every arithmetic at hand."""
+    shift = torch.tensor([2.0**60], dtype=torch.float64)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    operations = [
+        Operation("a", "linear", ("input",), (1,), {"weight": "W", "bias": "up"}),
+        Operation("r", "relu", ("a",), (1,)),
+        Operation("b", "linear", ("r",), (1,), {"weight": "W", "bias": "down"}),
+    ]
+    network = Network(operations, {"W": one, "up": shift, "down": -shift}, (1,))
+    box = Box(one.clone(), 2 * one)
+    found = {}
+    for level, constant in (("real", -0.5), ("deployed-float64", -0.5), ("real", -2.5 * 2**60)):
+        d = torch.full((1, 1), constant, dtype=torch.float64)
+        asked = demand(box, one[None], d, torch.zeros(1, 1, dtype=torch.long))
+        problem = Problem(asked, one.clone(), torch.arange(1))
+        verifier = Complete(pieces=20)
+        parts = some_parts(problem, network, verifier=verifier, certifier=verifier, level=level)
+        for attack in (None, Pgd()):
+            (found[level, constant, attack is None],) = certify(
+                parts.repaired, parts.worklist, parts.bounder, problem, attack, 0, untold
+            ).status
+    assert found["deployed-float64", -0.5, True] is Status.FALSIFIED  # what it computes is 0
+    assert found["deployed-float64", -0.5, False] is Status.FALSIFIED
+    assert found["real", -0.5, True] is found["real", -0.5, False] is Status.UNKNOWN
+    assert found["real", -2.5 * 2**60, True] is Status.FALSIFIED  # beyond all rounding
+
+
+def test_a_cut_that_leads_nowhere_ends_the_search():
+    """A point, whose margin is lost in rounding: no cut helps, and none is tried."""
+    network = a_network()
+    x = torch.rand(1, 6)
+    y = network(x)[0]
+    eye = torch.eye(4)
+    asked = demand(
+        Box(x, x), (eye[0] - eye[1])[None, None], (y[1] - y[0] + 1e-7).view(1, 1),
+        torch.zeros(1, 1, dtype=torch.long),
+    )  # fmt: skip
+    found = searched(network, asked, Complete(), "deployed-float32")
+    assert found.leaves is None and len(found.tree.owner) < 5
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 5, 33])
+def test_pieces_are_so_many_at_most(pieces):
+    parts = open_parts(Complete(pieces=pieces, cuts="relus"), epsilon=0.12)
+    search = BranchAndBound(parts.bounder, parts.bounder.certifier)
+    for i in range(20):
+        one = parts.properties[torch.tensor([i])]
+        patch = {n: t[i] for n, t in parts.repaired.bank.stack.items()}
+        found = search.decide(one, one.box, patch, parts.repaired, lambda x: False)
+        assert found.tree.dim.count(-1) <= pieces
+
+
+def test_the_memory_is_not_exceeded():
+    parts = open_parts(Complete(pieces=10**6), epsilon=0.12)
+    parts.bounder.memory = 10_000
+    search = BranchAndBound(parts.bounder, parts.bounder.certifier)
+    with pytest.raises(UsageError, match=r"run\.memory"):
+        search.decide(
+            parts.properties[torch.tensor([0])],
+            parts.properties.box[[0]],
+            {n: t[0] for n, t in parts.repaired.bank.stack.items()},
+            parts.repaired,
+            lambda x: False,
+        )
 
 
 @pytest.mark.parametrize("at_once", [2, 7, 64])

@@ -28,6 +28,7 @@ from advrepair.core.errors import UsageError
 from advrepair.core.files import file_digest
 from advrepair.core.graph import Network
 from advrepair.core.interfaces import Attack
+from advrepair.core.reporting import METRICS
 
 FILES = sorted([*BYTES, "evaluation.safetensors", "manifest.json", "report.json", "run.toml"])
 
@@ -67,7 +68,9 @@ def test_a_run_leaves_its_files_and_nothing_else(run, tmp_path):
     stored = json.loads((tmp_path / "out" / "report.json").read_text())
     assert stored == report
     assert report["properties"]["certified"] == report["properties"]["total"] == 6
-    assert set(report["metrics"]) == {"RSR", "RGR", "DD"} and report["metrics"]["DD"] is None
+    metrics = report["metrics"]
+    assert set(metrics) == set(METRICS) and metrics["DD"] is metrics["DGSR-query"] is None
+    assert metrics["certified"] == metrics["RSR"] == 1.0
     seconds = dict(report["seconds"])
     total = seconds.pop("total")
     assert seconds.pop("branch and bound") == 0  # deeppoly does not search

@@ -9,7 +9,8 @@ from problems import a_registry, some_parts, untold
 
 from advrepair.core.certification import certify
 from advrepair.core.config import resolve
-from advrepair.core.reporting import report
+from advrepair.core.evaluating import Measured
+from advrepair.core.reporting import METRICS, report
 from advrepair.core.training import Trained
 from advrepair.core.types import Status
 from advrepair.plugins.attacks.pgd import Pgd
@@ -30,16 +31,10 @@ def a_report(metrics=RATES, baseline=None, status=None, constant=None, hidden=()
     trained = Trained(torch.tensor([1, 2, 3, 0, 0, 0]), torch.ones(6, dtype=torch.bool))
     layer = {"problem": {"data": "d.npz", "network": "nets/a.onnx"}, "plan": plan}
     configuration = resolve(a_registry(), [layer])
+    routing = {"clean": 1.0, "adversarial": 0.25}
+    found = Measured(metrics, baseline or {}, routing, None, {})
     return report(
-        parts.repaired,
-        parts.problem,
-        certificate,
-        trained,
-        metrics,
-        baseline or {},
-        {"clean": 1.0, "adversarial": 0.25},
-        configuration,
-        SECONDS,
+        parts.repaired, parts.problem, certificate, trained, found, configuration, SECONDS
     )
 
 
@@ -53,7 +48,7 @@ def test_every_key_of_the_promise():
         "constant": 0,
         "pieces": 6,
     }
-    assert found["metrics"] == RATES
+    assert found["metrics"] == dict.fromkeys(METRICS) | RATES
     assert found["routing"] == {"clean": 1.0, "adversarial": 0.25}
     assert {"bounds", "training", "certification", "evaluation"} <= set(found["seconds"])
     assert (found["seconds"]["training"], found["seconds"]["evaluation"]) == (3.0, 0.0)
@@ -119,4 +114,4 @@ def test_a_repair_no_better_than_a_constant_is_told_so(trivial, said):
 
 def test_rates_that_were_not_measured_stay_null():
     found = a_report(metrics={"RSR": 1.0, "RGR": None, "DD": None})
-    assert found["metrics"] == {"RSR": 1.0, "RGR": None, "DD": None}
+    assert found["metrics"] == dict.fromkeys(METRICS) | {"RSR": 1.0}

@@ -1,12 +1,15 @@
 """Branch and bound: where it cuts, and that a mistake in it would be seen."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 from torch import Tensor
 
 from advrepair.core.box import Box
 from advrepair.core.branches import Branch, BranchBound
-from advrepair.core.graph import Network
+from advrepair.core.graph import Network, Operation
+from advrepair.core.rounding import Rounding
 from advrepair.plugins.verifiers import branch_and_bound
 from advrepair.plugins.verifiers.branch_and_bound import BranchAndBound
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
@@ -16,6 +19,7 @@ from advrepair.testing.branches import (
     check_rigorous_branches_hold_when_deployed,
 )
 from advrepair.testing.cases import standard_cases
+from advrepair.testing.oracle import exact_rows
 
 PLAIN = BranchAndBound()
 
@@ -140,3 +144,37 @@ def test_a_cut_beyond_the_last_relu_is_caught(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(BranchAndBound, "cut", far)
     with pytest.raises(AssertionError, match=r"cut\(\) returned"):
         check_cuts_name_an_input_or_a_relu(PLAIN)
+
+
+@pytest.mark.parametrize("level", ["real", "deployed-float64", "deployed-float32"])
+def test_the_centre_of_an_affine_value_may_lie_outside_the_part(level) -> None:
+    """Its rounding is that of the whole box, whatever the part that a ReLU beside it leaves.
+
+    Found by an independent reader: sizes were cut down to the part, the centre was not.
+    """
+    count, many = 4096, 64
+    big = torch.arange(count) < many
+    weight = torch.where(big, 1.0, -1.0)[None]
+    operations = [
+        Operation("ra", "relu", ("input",), (count,)),
+        Operation("y", "linear", ("input",), (1,), {"weight": "W"}),
+        Operation("ry", "relu", ("y",), (1,)),
+        Operation("za", "linear", ("ra",), (1,), {"weight": "Z"}),
+        Operation("out", "add", ("ry", "za"), (1,)),
+    ]
+    network = Network(operations, {"W": weight, "Z": torch.zeros(1, count)}, (count,))
+    delta = 2.0**-40 if level == "deployed-float32" else 2.0**-33
+    lower = torch.where(big, -1.0, -0.98 * 2.0**-53)[None]
+    upper = torch.where(big, delta, 0.0)[None]
+    phase = torch.zeros(1, count + 1, dtype=torch.int8)
+    phase[0, :many] = 1
+    x, C = torch.where(big, upper, lower)[0], -torch.ones(1, 1, 1, dtype=torch.float64)
+    largest = -exact_rows(network, x, C[0], torch.zeros(1))[0]
+    d = torch.tensor([[float(largest)]], dtype=torch.float64)
+    branch = Branch(phase, None, torch.zeros(1, 1, count + 1, dtype=torch.float64))
+    function = PLAIN.prepare_branches(network, Rounding(level))
+    params = {name: t.double() for name, t in network.tensors.items()}
+    box = Box(lower.double(), upper.double())
+    found = function(params, box, C, d, branch)
+    exact = exact_rows(network, x, C[0], d[0])[0]
+    assert Fraction(found.rows.minimum_rigorous(box).item()) <= exact

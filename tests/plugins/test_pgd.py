@@ -217,4 +217,4 @@ def test_a_useless_start_is_refused(start: Tensor, message: str) -> None:
 
 
 def test_the_hook_brings_it() -> None:
-    assert [component.name for component in advrepair_components()] == ["pgd"]
+    assert Pgd in advrepair_components()

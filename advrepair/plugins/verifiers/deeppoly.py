@@ -116,11 +116,15 @@ class Propagation:
 
     def _relax(self, op: Operation) -> None:
         source = op.inputs[0]
-        lower, upper = self.known(op, *self._interval(source))
+        ends = self._interval(source)
+        lower, upper = self.known(op, *ends)
         slope = self.slope_below(op)
         self.relaxed[op.name] = relu(lower, upper, slope, self.rounding is not None)
         if self.rounding:
-            reach = self.rounding.overflowing(torch.maximum(lower.abs(), upper.abs()))
+            # The centre of a shallow value, whose rounding its size accounts for, is that of
+            # the whole box, and need not lie in the part that is known.
+            low, high = ends if source in self.shallow else (lower, upper)
+            reach = self.rounding.overflowing(torch.maximum(low.abs(), high.abs()))
             self.sizes[source] = torch.minimum(self.sizes[source], reach)
             self.sizes[op.name] = torch.minimum(self.sizes[op.name], upper.clamp(min=0))
 

@@ -1,0 +1,19 @@
+"""``advrepair report``: the page of a run folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write. Left out: report.html in the folder."),
+    ] = None,
+) -> None:
+    """Write what a run folder holds as one HTML page that needs nothing but itself."""
+    from advrepair import html
+
+    print(html.write(folder, out))

@@ -1,0 +1,148 @@
+"""Evaluation as part of a run, and again of a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from advrepair.core.assessment import Assessment, Assessor, Examples, Settings, Stage
+from advrepair.core.attacking import Problem, generalisation_set
+from advrepair.core.bounding import Bounder
+from advrepair.core.box import Box
+from advrepair.core.certification import Certificate, routed
+from advrepair.core.config import Configuration
+from advrepair.core.constant import constant_bank
+from advrepair.core.data import Dataset
+from advrepair.core.errors import UsageError
+from advrepair.core.evaluation import Rates, rates, routing
+from advrepair.core.files import read_json, read_tensors
+from advrepair.core.inputs import clip_of
+from advrepair.core.interfaces import Attack
+from advrepair.core.options import build, values
+from advrepair.core.patching import RepairedNetwork, last_layer
+from advrepair.core.refinement import Worklist
+from advrepair.core.run_folder import Checkpoint
+from advrepair.core.types import PropertySet, Status
+
+_STRONGER = {"steps": 40, "restarts": 2}
+
+
+@frozen(eq=False)
+class Measured:
+    """What every run measures: rates of the repair, of what costs nothing, and of the allocator.
+
+    arrays: the examples, as a run folder keeps them.
+    """
+
+    metrics: Rates
+    baseline: dict[str, Rates]
+    routing: Rates
+    examples: Examples
+    arrays: dict[str, Tensor]
+
+
+def quick(
+    repaired: RepairedNetwork,
+    worklist: Worklist,
+    bounder: Bounder,
+    problem: Problem,
+    certificate: Certificate,
+    plan: Configuration,
+    stage: Stage,
+    test: Dataset | None,
+) -> Measured:
+    """Rates of the repair, and of the two repairs that cost nothing, on one set of examples."""
+    samples, base = plan.evaluation.samples, repaired.base
+    with stage("evaluation", len(problem.properties) * samples + 2) as advance:
+        unseen = generalisation_set(base, problem, plan.attack, samples, plan.run.seed, advance)
+        certified = torch.tensor([each is Status.CERTIFIED for each in certificate.status])
+        metrics = _share(certified) | rates(repaired, base, problem, unseen, test)
+        advance(1)
+        # Every ball has a counterexample for the network as it was.
+        baseline = {"none": _share(certified & False) | rates(base, base, problem, unseen, None)}
+        baseline["none"]["DD"] = None if test is None else 0.0
+        bank, proved = constant_bank(worklist, bounder)
+        trivial = RepairedNetwork(
+            base, bank, repaired.box, repaired.assignment, repaired.centres, plan.allocator
+        )
+        held = routed(proved[repaired.patch], repaired.box, repaired.patch)
+        baseline["constant-bias"] = _share(held) | rates(trivial, base, problem, unseen, test)
+        advance(1)
+        routes = routing(repaired, problem)
+    constant = bank.stack[last_layer(bank.template)[1]]
+    arrays = {
+        "x_adv": problem.x_adv,
+        "row": problem.row,
+        "unseen": unseen[0],
+        "unseen.property": unseen[1],
+        "constant": constant,
+        "constant.certified": held,
+    }
+    examples = Examples(problem, unseen, constant, held, certified)
+    return Measured(metrics, baseline, routes, examples, arrays)
+
+
+def full(
+    repaired: RepairedNetwork,
+    examples: Examples,
+    test: Dataset,
+    plan: Configuration,
+    stage: Stage,
+    checkpoint: Checkpoint | None,
+) -> Assessment:
+    """The deployed function under an adaptive attacker; see :mod:`advrepair.core.assessment`."""
+    return Assessor(repaired, examples, test, settings(plan), stage, checkpoint).run()
+
+
+def settings(plan: Configuration) -> Settings:
+    """How a configuration wants unseen inputs to be attacked."""
+    return Settings(
+        attack=plan.evaluation_attack,
+        quick=_descent(plan),
+        epsilon=plan.evaluation.epsilon or plan.problem.epsilon,
+        limit=plan.evaluation.limit,
+        seed=plan.run.seed,
+        clip=clip_of(plan.problem),
+    )
+
+
+def read_examples(folder: Path, repaired: RepairedNetwork) -> Examples:
+    """The examples that a run kept; raises UsageError if the folder has none."""
+    kept, _ = read_tensors(folder / "evaluation.safetensors")
+    proof, _ = read_tensors(folder / "certificate.safetensors")
+    stated = read_json(folder / "certificate.json")["properties"]
+    properties = PropertySet(
+        box=Box(proof["box.lower"], proof["box.upper"]),
+        C=proof["C"],
+        d=proof["d"],
+        group=proof["group"],
+        label=repaired.centres.label,
+        target=repaired.centres.target,
+        center=repaired.centres.x,
+        names=tuple(each["name"] for each in stated),
+    )
+    try:
+        return Examples(
+            Problem(properties, kept["x_adv"], kept["row"]),
+            (kept["unseen"], kept["unseen.property"]),
+            kept["constant"],
+            kept["constant.certified"],
+            torch.tensor([each["status"] == Status.CERTIFIED for each in stated]),
+        )
+    except KeyError as error:
+        raise UsageError(f"{folder}/evaluation.safetensors has no array {error}") from None
+
+
+def _descent(plan: Configuration) -> Attack:
+    """The attack whose model may tell its rows apart: the run's own, made stronger if it can."""
+    known = values(plan.attack)
+    stronger = {name: value for name, value in _STRONGER.items() if name in known}
+    found: Attack = build(type(plan.attack), known | stronger, plan.attack.name)
+    return found
+
+
+def _share(which: Tensor) -> Rates:
+    return {"certified": which.double().mean().item()}

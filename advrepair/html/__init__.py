@@ -1,0 +1,31 @@
+"""``report.html``: a run folder as one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from advrepair.core.errors import UsageError
+from advrepair.core.files import write_text
+from advrepair.html.folder import read
+from advrepair.html.page import render
+
+__all__ = ["NAME", "write"]
+
+NAME = "report.html"
+
+
+def write(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a run folder into it, or to another file; returns where.
+
+    Raises UsageError if the folder holds no complete run or the file cannot be written.
+    """
+    path = out or folder / NAME
+    # A lone surrogate, which JSON can hold, has no bytes.
+    page = render(read(folder)).encode("utf-8", "replace").decode("utf-8")
+    try:
+        if path.is_dir() or not path.name:
+            raise UsageError(f"cannot write to {path}: it is a folder")
+        write_text(path, page)
+    except OSError as error:
+        raise UsageError(f"cannot write to {path}: {error.strerror}") from None
+    return path
