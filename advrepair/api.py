@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from advrepair.core.artefacts import check_digest, read_repaired
-from advrepair.core.config import Layer, resolve
+from advrepair.core.config import resolve
 from advrepair.core.data import Dataset, make_dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.inputs import clip_of
@@ -20,6 +20,7 @@ from advrepair.core.patching import RepairedNetwork
 from advrepair.core.pipeline import Repair, check_bounds, find_problem
 from advrepair.core.pipeline import repair as run_repair
 from advrepair.core.registry import Registry
+from advrepair.core.sections import Layer
 from advrepair.core.work import Progress, Work, silent
 
 

@@ -21,13 +21,13 @@ import torch
 
 from advrepair.core.bounding import Bounder
 from advrepair.core.certification import prove
-from advrepair.core.config import Training
 from advrepair.core.memory import keep_freed_memory, peak_memory
 from advrepair.core.onnx_import import read_onnx
 from advrepair.core.patching import attach
 from advrepair.core.properties import robustness
 from advrepair.core.refinement import Worklist
 from advrepair.core.rounding import Rounding
+from advrepair.core.sections import Training
 from advrepair.core.training import Trained, train
 from advrepair.core.types import Box
 from advrepair.plugins.allocators.none import NoAllocator

@@ -17,7 +17,7 @@ import typer
 
 import advrepair
 from advrepair.cli import app, main
-from advrepair.core import config, errors
+from advrepair.core import config, errors, sections
 from advrepair.core.files import read_tensors
 from advrepair.core.options import Option, describe
 from advrepair.core.registry import BUILT_IN, KINDS, Entry, Registry
@@ -76,8 +76,8 @@ def option_row(option: Option) -> str:
 
 
 def options_by_heading() -> dict[str, tuple[Option, ...]]:
-    sections = {f"### {name}": describe(cls) for name, cls in config.SECTIONS.items()}
-    return sections | {f"### {e.name} ({e.kind})": e.options for e in built_ins()}
+    known = {f"### {name}": describe(cls) for name, cls in sections.SECTIONS.items()}
+    return known | {f"### {e.name} ({e.kind})": e.options for e in built_ins()}
 
 
 @pytest.mark.parametrize("heading", options_by_heading())
@@ -97,7 +97,7 @@ def test_options_page_has_no_other_headings() -> None:
 
 def test_presets_are_documented() -> None:
     text = section(page("docs/options.md"), "## Presets")
-    for preset, layer in config.PRESETS.items():
+    for preset, layer in sections.PRESETS.items():
         assert f"`{preset}`" in text
         for name, options in layer.items():
             for option, value in options.items():

@@ -35,7 +35,7 @@ from problems import (
 
 import advrepair
 from advrepair.cli import main
-from advrepair.core import bounding, config, patching, pipeline, training
+from advrepair.core import bounding, patching, pipeline, sections, training
 from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
 from advrepair.core.certification import certify, prove
@@ -114,7 +114,7 @@ def trained(parts, **budget):
         parts.worklist,
         parts.bounder,
         NoRefiner(),
-        config.Training(**budget),
+        sections.Training(**budget),
         result,
         lambda patches, split: None,
     )

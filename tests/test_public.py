@@ -24,6 +24,7 @@ ORDER = [
     "interfaces",
     "hookspecs",
     "registry",
+    "sections",
     "config",
     "assembly",
     "layers",

@@ -66,8 +66,8 @@ def evaluate(
 
 
 def _preset(name: str) -> Any:
-    from advrepair.core.config import EVALUATION_PRESETS
     from advrepair.core.errors import UsageError
+    from advrepair.core.sections import EVALUATION_PRESETS
 
     if name not in EVALUATION_PRESETS:
         raise UsageError(f"preset is {name!r}: choose one of {', '.join(EVALUATION_PRESETS)}")

@@ -42,9 +42,9 @@ def plugins(
 
 def _named(name: str, entries: "list[Entry]") -> "list[Entry]":
     """Entries of that name; a section of the core is shown like a component."""
-    from advrepair.core.config import SECTIONS
     from advrepair.core.options import describe, suggestion
     from advrepair.core.registry import Entry
+    from advrepair.core.sections import SECTIONS
 
     if name in SECTIONS:
         cls = SECTIONS[name]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from advrepair.core.artefacts import check_digest, read_repaired
-from advrepair.core.config import Configuration, Layer, as_layer, read_toml, resolve
+from advrepair.core.config import Configuration, as_layer, read_toml, resolve
 from advrepair.core.data import load_data
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluating import full, read_examples
@@ -16,6 +16,7 @@ from advrepair.core.inputs import clip_of, data_path
 from advrepair.core.registry import Registry
 from advrepair.core.reporting import add_assessment
 from advrepair.core.run_folder import Checkpoint
+from advrepair.core.sections import Layer
 from advrepair.core.work import Progress, Work, silent
 
 

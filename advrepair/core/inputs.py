@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from advrepair import demo
-from advrepair.core.config import DEMO, Problem
 from advrepair.core.data import Data, load_data
 from advrepair.core.errors import UsageError
 from advrepair.core.files import file_digest
 from advrepair.core.graph import Network
 from advrepair.core.network import load_network
+from advrepair.core.sections import DEMO, Problem
 
 
 def read_inputs(problem: Problem) -> tuple[Network, Data, dict[str, str]]:

@@ -8,7 +8,7 @@ import torch
 from attrs import define, frozen
 from torch import Tensor
 
-from advrepair.core import config
+from advrepair.core import sections
 from advrepair.core.bounding import Batch, Bounder, bytes_of_rows, bytes_per_patch, fitting
 from advrepair.core.box import dot
 from advrepair.core.constant import constant_patches, proved_patches
@@ -67,7 +67,7 @@ def train(
     worklist: Worklist,
     bounder: Bounder,
     refiner: Refiner,
-    budget: config.Training,
+    budget: sections.Training,
     result: Trained,
     settled: Callable[[Tensor, bool], None],
 ) -> None:
@@ -105,7 +105,7 @@ def _train_chunk(
     worklist: Worklist,
     bounder: Bounder,
     refiner: Refiner,
-    budget: config.Training,
+    budget: sections.Training,
     result: Trained,
 ) -> None:
     """Algorithm 1 for some patches: rounds of training, each followed by refinement."""
@@ -130,7 +130,7 @@ def _train_round(
     repaired: RepairedNetwork,
     worklist: Worklist,
     bounder: Bounder,
-    budget: config.Training,
+    budget: sections.Training,
     result: Trained,
 ) -> None:
     """Algorithm 2: at most ``epochs`` steps; a patch leaves the moment it is proved."""

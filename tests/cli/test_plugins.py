@@ -6,11 +6,11 @@ import attrs
 import pytest
 
 from advrepair.cli import main
-from advrepair.core.config import SECTIONS
 from advrepair.core.hookspecs import hookimpl
 from advrepair.core.interfaces import Refiner
 from advrepair.core.options import describe, option
 from advrepair.core.registry import Registry
+from advrepair.core.sections import SECTIONS
 
 
 @attrs.frozen

@@ -11,9 +11,9 @@ import pytest
 
 import advrepair.core
 from advrepair.cli import main
-from advrepair.core.config import SECTIONS
 from advrepair.core.errors import PluginError, SoundnessError
 from advrepair.core.options import describe
+from advrepair.core.sections import SECTIONS
 
 REPORT = {
     "network": {"name": "digits", "parameters": 1000},

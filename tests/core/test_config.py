@@ -5,24 +5,13 @@ from typing import ClassVar
 import attrs
 import pytest
 
-from advrepair.core.config import (
-    PRESETS,
-    SECTIONS,
-    Patch,
-    Problem,
-    Run,
-    Training,
-    as_layer,
-    parse_setting,
-    read_toml,
-    resolve,
-    to_toml,
-)
+from advrepair.core.config import as_layer, parse_setting, read_toml, resolve, to_toml
 from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.hookspecs import hookimpl
 from advrepair.core.interfaces import Allocator, Attack, Indicator, Refiner, Verifier
 from advrepair.core.options import describe, option
 from advrepair.core.registry import Registry
+from advrepair.core.sections import PRESETS, SECTIONS, Patch, Problem, Run, Training
 
 
 @attrs.frozen

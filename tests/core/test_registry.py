@@ -7,11 +7,11 @@ from types import ModuleType
 import attrs
 import pytest
 
-from advrepair.core.config import SECTIONS
 from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.interfaces import Allocator, Indicator, Refiner
 from advrepair.core.options import option
 from advrepair.core.registry import KINDS, RESERVED, Registry, check_component
+from advrepair.core.sections import SECTIONS
 
 PREAMBLE = """
 from __future__ import annotations

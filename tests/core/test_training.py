@@ -7,7 +7,7 @@ import torch
 from attrs import evolve, frozen
 from problems import Mixed, Parts, a_network, a_problem, some_data, some_parts, the_balls
 
-from advrepair.core import config, training
+from advrepair.core import sections, training
 from advrepair.core.attacking import Problem
 from advrepair.core.certification import are_constant, prove
 from advrepair.core.interfaces import Refiner
@@ -43,7 +43,7 @@ def run(parts: Parts, settled=(), refiner=None, **budget):
         parts.worklist,
         parts.bounder,
         refiner or NoRefiner(),
-        config.Training(**budget),
+        sections.Training(**budget),
         result,
         lambda patches, split: told.append((sorted(patches.tolist()), split)),
     )
