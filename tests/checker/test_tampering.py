@@ -276,6 +276,12 @@ def drop_patch(claim, proof, stored):
             stored[name] = stored[name][:-1]
 
 
+def one_more_bias(claim, proof, stored):
+    """The last patch's bias twice: what is proved could not be run."""
+    bias = stored["patch/linear0.bias"]
+    stored["patch/linear0.bias"] = np.concatenate([bias, bias[-1:]])
+
+
 def swap_patches(claim, proof, stored):
     for name in list(stored):
         if name.startswith("patch/"):
@@ -325,7 +331,7 @@ def level(claim, proof, stored):
 EDITS = [
     relabel, another_demand, one_group, no_demand, a_gift, wider, one_sided, inside_out, drop_piece,
     repeat_piece, drop_cut, move_cut, swap_dim, cycle, drop_patch, swap_patches, reroute,
-    no_half, strange_unit,
+    one_more_bias, no_half, strange_unit,
     unit_not_at_zero, signs_for_halves, few_slopes, slopes_of_no_node, slopes_of_no_piece,
     signed_slopes, multiplied(value=-1e-3), multiplied(value=np.nan), multiplied(value=np.inf),
     multiplied(unit=-1), multiplied(unit=10_000), multiplied(piece=-1), multiplied(piece=10_000),
