@@ -318,8 +318,8 @@ def test_duty_1_there_is_one_membership_test():
         ("box.py", "holds"),
         ("box.py", "meets"),
         ("box.py", "to"),  # precisions
-        ("autoattack.py", "_ball"),  # are all boxes balls of one radius?
-        ("autoattack.py", "__call__"),  # clamps, with another gradient than Box.clamp
+        ("views.py", "_ball"),  # are all boxes balls of one radius?
+        ("views.py", "__call__"),  # clamps, with another gradient than Box.clamp
     }
     paths = [*(ROOT / "core").glob("*.py"), *(ROOT / "cli").glob("*.py"), ROOT / "api.py"]
     for kind in ("allocators", "attacks", "indicators"):

@@ -17,7 +17,7 @@ from advrepair.core.types import PropertySet
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, gradients on; each submodule's mode is put back after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -95,7 +95,7 @@ class Pgd(Attack):
             return first
         lowest = torch.full((len(box),), torch.inf, dtype=torch.float64, device=start.device)
         sources = _generators(properties, generator)
-        with _evaluating(model):
+        with evaluating(model):
             for restart in range(self.restarts):
                 noise = _noise(sources, first)
                 anywhere = box.clamp(box.lower + noise * (box.upper - box.lower))
