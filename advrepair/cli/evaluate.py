@@ -20,7 +20,9 @@ def evaluate(
     epsilon: Annotated[
         Text, _flag("NUMBER", "Radius on unseen inputs. Left out: that of the balls.")
     ] = None,
-    limit: Annotated[Text, _flag("INTEGER", "Unseen inputs attacked, at most.")] = None,
+    limit: Annotated[
+        Text, _flag("INTEGER", "Unseen inputs attacked, and regions, at most.")
+    ] = None,
     seed: Annotated[Text, _flag("INTEGER", "Seed of everything random.")] = None,
     preset: Annotated[Text, _flag("NAME", "paper: AutoAttack in 10 steps, a weak one.")] = None,
     settings: Annotated[

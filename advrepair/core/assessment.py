@@ -52,7 +52,7 @@ class Examples:
 
 @frozen(eq=False)
 class Settings:
-    """How it is measured. epsilon: radius on unseen inputs. limit: how many of them."""
+    """How it is measured. epsilon: radius on unseen inputs. limit: of them and of boxes, each."""
 
     attack: Attack
     quick: Attack
@@ -110,7 +110,7 @@ class Assessor:
         shares = {name: self._plain(name) for name in SUBJECTS}
         threats: dict[str, dict[str, Share]] = {}
         for name in SUBJECTS:
-            boxes, _ = self._attacked(name, "DSR", self.examples.problem.properties)
+            boxes, _ = self._attacked(name, "DSR", self._boxes())
             shares[name]["DSR"] = boxes
             asked = self._balls(self.settings.epsilon)
             shares[name]["DGSR-query"], threats[name] = self._attacked(name, "DGSR-query", asked)
@@ -125,6 +125,10 @@ class Assessor:
 
     def _model(self, subject: str) -> nn.Module:
         return self._subjects.get(subject, self.repaired.base)
+
+    def _boxes(self) -> PropertySet:
+        every = self.examples.problem.properties
+        return every[torch.arange(min(self.settings.limit, len(every)))]
 
     def _balls(self, epsilon: float) -> PropertySet:
         index = torch.arange(min(self.settings.limit, len(self.test)))

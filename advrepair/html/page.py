@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from advrepair.core.types import Status
 from advrepair.html import figures, gallery, metrics, routing, words
 from advrepair.html.folder import RunFolder
+from advrepair.html.outside import outside
 
 ROWS = 1000  # of the table of properties
 
@@ -43,6 +44,7 @@ def _context(run: RunFolder) -> dict[str, Any]:
         "rows": rows,
         "has_intervals": any(row.interval != words.DASH for row in rows),
         "has_counts": any(row.count != words.DASH for row in rows),
+        "outside": outside(report),
         "flags": [_flag(flag) for flag in report["flags"]],
         "notes": [str(note) for note in report["notes"]],
         "margins": charts,
