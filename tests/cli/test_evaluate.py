@@ -76,6 +76,14 @@ def test_radius_attack_seed_and_data(folder, tmp_path, capsys):
     assert report["evaluation"]["epsilon"] == pytest.approx(8 / 255)
 
 
+def test_the_attack_of_the_paper_is_stamped_weak(folder, capsys):
+    pytest.importorskip("pyautoattack")
+    assert main(["evaluate", str(folder), "--preset", "paper", "--limit", "4", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["evaluation"]["attack"]["options"]["version"] == "paper"
+    assert report["flags"][0]["name"] == "weak attack"
+
+
 def test_a_run_can_be_evaluated_in_full_at_once(tmp_path, capsys):
     flags = ["--count", "3", "--evaluate", "full", "--set", "evaluation.limit=10"]
     place = tmp_path / "run"
