@@ -32,6 +32,7 @@ def evaluate(
     if not (folder / "run.toml").exists():
         raise UsageError(f"{folder} holds no complete run: name the folder of advrepair run")
     plan = resolve(registry, [read_toml(folder / "run.toml"), *layers])
+    plan.evaluation_attack.require()
     check_digest(folder)
     repaired = read_repaired(folder / "repaired.safetensors", registry)
     source = data_path(plan.problem)
@@ -42,7 +43,11 @@ def evaluate(
     place = _Partial(folder / "evaluation.partial", _settings(folder, plan, source))
     work = Work(progress, place.claim())
     examples = read_examples(folder, repaired)
-    found = full(repaired, examples, data.test, plan, work.stage, work.checkpoint)
+    try:
+        found = full(repaired, examples, data.test, plan, work.stage, work.checkpoint)
+    except UsageError:
+        place.clear()
+        raise
     report = read_json(folder / "report.json")
     add_assessment(report, found, plan)
     write_json(folder / "report.json", report)

@@ -141,6 +141,9 @@ class Allocator(Component):
 class Attack(Component):
     """Searches for counterexamples."""
 
+    def require(self) -> None:
+        """Raises UsageError if what it needs is not installed; called before any long work."""
+
     @abstractmethod
     def perturb(
         self, model: nn.Module, properties: PropertySet, start: Tensor, generator: torch.Generator

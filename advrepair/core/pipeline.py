@@ -204,6 +204,9 @@ def check_bounds(network: Network, plan: Configuration) -> None:
             f"verifier {plan.verifier.name!r} is not differentiable and cannot train patches: "
             "choose another --verifier"
         )
+    plan.attack.require()
+    if plan.evaluation.scope == "full":
+        plan.evaluation_attack.require()
     plan.verifier.prepare(network)
     plan.certifier.prepare(network, _rounding(network, plan))
     rows, memory = network.outputs - 1, int(plan.run.memory * 2**30)

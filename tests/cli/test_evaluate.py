@@ -8,6 +8,7 @@ import torch
 
 import advrepair
 from advrepair.cli import main
+from advrepair.core.errors import UsageError
 from advrepair.core.reporting import METRICS
 from advrepair.core.threats import THREATS
 from advrepair.demo import IMAGES
@@ -116,6 +117,24 @@ def test_what_cannot_be_evaluated(folder, tmp_path, capsys):
     )  # fmt: skip
     text = error(["evaluate", str(folder), "--data", str(tmp_path / "same.npz")], capsys)
     assert "x_test row 0 is a repaired input" in text
+    assert not (folder / "evaluation.partial").exists()
+
+
+def test_what_an_attack_needs_is_looked_for_first(folder, tmp_path, monkeypatch, capsys):
+    """Before any long work, and nothing is left behind."""
+    from advrepair.core import attacking
+    from advrepair.plugins.attacks import autoattack
+
+    def absent():
+        raise UsageError("attack autoattack needs a package that is not installed")
+
+    monkeypatch.setattr(autoattack, "_library", absent)
+    monkeypatch.setattr(attacking, "find_counterexamples", None)
+    assert "not installed" in error(["evaluate", str(folder), "--attack", "autoattack"], capsys)
+    flags = ["--evaluate", "full", "--evaluation-attack", "autoattack"]
+    assert "not installed" in error(["run", *flags, "--out", str(tmp_path / "run")], capsys)
+    assert not list(tmp_path.iterdir())
+    assert not (folder / "evaluation.partial").exists()
 
 
 def test_another_evaluation_does_not_take_the_parts_of_this_one(folder, monkeypatch, capsys):

@@ -45,6 +45,10 @@ class AutoAttack(Attack):
     queries: int = option(5000, "of Square, for each property", at_least=1)
     batch: int = option(250, "properties attacked at once, at most", at_least=1)
 
+    def require(self) -> None:
+        """Raises UsageError without the library."""
+        _library()
+
     def perturb(
         self, model: nn.Module, properties: PropertySet, start: Tensor, generator: torch.Generator
     ) -> Tensor:
