@@ -111,8 +111,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "e": (
         _below_network,
         "DGSR-query below that of the unrepaired network: four threats attack the repaired "
-        "function and one the unrepaired, so the difference is no proof of harm. The unrepaired "
-        "network's DGSR-oracle is that of a longer descent.",
+        "function and one, with the same attacks, the unrepaired.",
     ),
     "f": (
         _above_network,

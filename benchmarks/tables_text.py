@@ -16,13 +16,12 @@ READING = """
   on which it fails. Here both are shares of defence, the paper's as printed.
 - The paper's DGSR stands under DGSR-oracle: its protocol fixes the patches by the clean input.
   **DGSR-oracle is not robustness**; what a deployed network has is DGSR-query.
-- **The attack is not the standard one.** In a row marked `pgd`, the threats `transferred` and
-  `straight-through`, DSR and the unrepaired network's DGSR-query use descent with the options
-  above. The threats `by-route` and `just-outside` and all of DGSR-oracle use a descent of 40 steps
-  with 2 restarts, whatever the row says. The paper uses AutoAttack cut to 10 steps. A weaker attack
-  overstates defence: read every DSR and DGSR as an upper bound, but for the DSR of a proved region.
-- The unrepaired network has no patches to tell: its DGSR-oracle is that of the longer descent and
-  for that reason not above its DGSR-query.
+- **The attack is not the standard one.** A row marked `pgd` is attacked by descent with the options
+  above and by one of 40 steps with 2 restarts; a row marked `autoattack` by that and the longer
+  descent. The paper uses AutoAttack cut to 10 steps. A weaker attack overstates defence: read every
+  DSR and DGSR as an upper bound, but for the DSR of a proved region.
+- The unrepaired network has no patches to tell: its DGSR-oracle is its DGSR-query but for the
+  attack's random numbers.
 - RSR and RGR are from the examples that our search finds on these networks, not the paper's.
 - `repair, s` is bounds, training and proof, without the search for examples; the paper's machine is
   another (64 cores and a GPU), so the two are no race. `evaluation, s` is the full evaluation of

@@ -24,7 +24,7 @@ from advrepair.core.lookup import Insight, insight
 from advrepair.core.patching import PatchBank, RepairedNetwork, constant_stack
 from advrepair.core.run_folder import Checkpoint
 from advrepair.core.statistics import Share
-from advrepair.core.threats import THREATS, FixedRoute, Target
+from advrepair.core.threats import THREATS, FixedRoute, Target, search
 from advrepair.core.types import PropertySet
 
 _AT_ONCE = 256
@@ -185,7 +185,7 @@ class Assessor:
         if isinstance(model, RepairedNetwork):
             points = THREATS[threat](Target(model, s.attack, s.quick, noise), asked)
         else:
-            points = [perturb(s.attack, model, asked, asked.center, noise)]
+            points = search((s.attack, s.quick), model, asked, noise)
         found = asked.violated(_run(model, asked.center))
         for x in points:
             found |= asked.violated(_run(model, asked.box.clamp(x)))
@@ -200,8 +200,10 @@ class Assessor:
             if isinstance(model, RepairedNetwork):
                 with torch.no_grad():
                     fixed = FixedRoute(model, model.route(x, model.base(x)))
-            found = perturb(self.settings.quick, fixed, part, x, noise)
-            return part.violated(_run(fixed, found)) | part.violated(_run(fixed, x))
+            hits = part.violated(_run(fixed, x))
+            for found in search((self.settings.attack, self.settings.quick), fixed, part, noise):
+                hits |= part.violated(_run(fixed, found))
+            return hits
 
         hits = self._each(f"{subject}: oracle at {epsilon:g}", self._balls(epsilon), told)
         return Share(int((~hits).sum()), len(hits))

@@ -138,6 +138,19 @@ class Allocator(Component):
         """
 
 
+class RowWise(nn.Module, ABC):
+    """A model whose rows are different functions, as when each row's route is fixed."""
+
+    @abstractmethod
+    def of_rows(self, index: Tensor) -> nn.Module:
+        """The model of some of its rows, [n]."""
+
+
+def of_rows(model: nn.Module, index: Tensor) -> nn.Module:
+    """A model as it is for some of the rows, [n]: the same one, unless it is row-wise."""
+    return model.of_rows(index) if isinstance(model, RowWise) else model
+
+
 class Attack(Component):
     """Searches for counterexamples."""
 
@@ -150,5 +163,6 @@ class Attack(Component):
     ) -> Tensor:
         """One point per property, inside its box, where its margin is as low as found.
 
-        model: [N,*S] to [N,K], differentiable. start: [P,*S], where to begin.
+        model: [N,*S] to [N,K], differentiable; an attack that runs it on some of the
+        properties only takes :func:`of_rows` of it. start: [P,*S], where to begin.
         """

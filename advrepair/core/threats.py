@@ -8,7 +8,7 @@ wrong as it likes. The worst over all threats is what an adaptive attacker reach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from attrs import frozen
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advrepair.core.attacking import perturb, uniform
 from advrepair.core.box import Box
-from advrepair.core.interfaces import Attack
+from advrepair.core.interfaces import Attack, RowWise
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.types import PropertySet
 
@@ -29,7 +29,7 @@ _NEIGHBOURS = 4  # repaired boxes around which an input is moved
 class Target:
     """A deployed function under attack.
 
-    attack: the one asked for. quick: one whose model may tell its rows apart.
+    attack: the one asked for. quick: a descent, which is tried besides.
     """
 
     model: RepairedNetwork
@@ -37,11 +37,26 @@ class Target:
     quick: Attack
     noise: torch.Generator
 
+    def search(self, model: nn.Module, asked: PropertySet) -> list[Tensor]:
+        """Where both attacks end up on a model, [P,*S] each."""
+        return search((self.attack, self.quick), model, asked, self.noise)
+
 
 Threat = Callable[[Target, PropertySet], list[Tensor]]
 
 
-class FixedRoute(nn.Module):
+def search(
+    attacks: Sequence[Attack], model: nn.Module, asked: PropertySet, noise: torch.Generator
+) -> list[Tensor]:
+    """Where each attack ends up, begun at the centres: [P,*S] each.
+
+    Whatever is compared is searched by the same attacks, so that none looks better for having
+    been attacked less.
+    """
+    return [perturb(attack, model, asked, asked.center, noise) for attack in attacks]
+
+
+class FixedRoute(RowWise):
     """The repaired network with the patches of each row fixed beforehand: never deployed.
 
     gates: bool [N,Q]; it can only be run on all N rows.
@@ -49,32 +64,35 @@ class FixedRoute(nn.Module):
 
     def __init__(self, repaired: RepairedNetwork, gates: Tensor) -> None:
         super().__init__()
-        self.base, self.bank, self.gates = repaired.base, repaired.bank, gates
+        self.repaired, self.gates = repaired, gates
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [N,K]; row i with the patches of row i."""
-        return self.bank.add_to(self.base(x), x, self.gates)
+        return self.repaired.bank.add_to(self.repaired.base(x), x, self.gates)
+
+    def of_rows(self, index: Tensor) -> FixedRoute:
+        """The same on some of the rows, [n]."""
+        return FixedRoute(self.repaired, self.gates[index])
 
 
 def transferred(target: Target, asked: PropertySet) -> list[Tensor]:
     """The attack on the network without patches: it knows nothing of them."""
-    return [perturb(target.attack, target.model.base, asked, asked.center, target.noise)]
+    return target.search(target.model.base, asked)
 
 
 def straight_through(target: Target, asked: PropertySet) -> list[Tensor]:
     """The attack on the deployed function, whose route counts as constant in the gradient."""
-    return [perturb(target.attack, target.model, asked, asked.center, target.noise)]
+    return target.search(target.model, asked)
 
 
 def by_route(target: Target, asked: PropertySet) -> list[Tensor]:
-    """Descent with the route fixed, for each of the routes seen in the ball.
+    """The attack with the route fixed, for each of the routes seen in the ball.
 
     Only a point that really takes its route is kept by the judge, as for every threat.
     """
     model, found = target.model, []
     for gates in _routes_in(model, asked, target.noise):
-        fixed = FixedRoute(model, gates)
-        found.append(perturb(target.quick, fixed, asked, asked.center, target.noise))
+        found += target.search(FixedRoute(model, gates), asked)
     return found
 
 

@@ -11,7 +11,7 @@ from problems import a_network, some_data, some_parts, the_balls
 from advrepair.core import threats
 from advrepair.core.box import Box
 from advrepair.core.constant import constant_patches
-from advrepair.core.interfaces import Attack
+from advrepair.core.interfaces import Attack, of_rows
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.threats import THREATS, FixedRoute, Target
 from advrepair.plugins.allocators.label_pair import LabelPair
@@ -71,6 +71,18 @@ def test_a_route_that_is_fixed_is_that_of_its_row():
     assert torch.equal(fixed(x), model(x))
     swapped = FixedRoute(model, gates.flip(0))
     assert not torch.equal(swapped(x), model(x))
+    some = torch.tensor([4, 1])
+    assert torch.equal(of_rows(fixed, some)(x[some]), model(x[some]))
+    assert of_rows(model, some) is model
+
+
+def test_every_subject_is_searched_by_both_attacks():
+    model, _ = a_repair()
+    asked = unseen(model, count=3)
+    marked = Target(model, Nothing(), Pgd(steps=3), torch.Generator().manual_seed(0))
+    at_rest, moved = marked.search(model, asked)
+    assert torch.equal(at_rest, asked.center)
+    assert not torch.equal(moved, asked.center)
 
 
 @frozen

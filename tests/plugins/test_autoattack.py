@@ -22,6 +22,7 @@ import advrepair
 from advrepair.cli import main
 from advrepair.core.data import load_data
 from advrepair.core.errors import UsageError
+from advrepair.core.interfaces import RowWise
 from advrepair.core.network import load_network
 from advrepair.core.properties import robustness
 from advrepair.core.types import Box, PropertySet
@@ -385,6 +386,33 @@ def test_the_generator_decides() -> None:
     assert torch.equal(first, QUICK.perturb(net, properties, x, seeded()))
     assert torch.equal(state, torch.get_rng_state())
     assert not torch.equal(first, QUICK.perturb(net, properties, x, seeded(5)))
+
+
+class Shifted(RowWise):
+    """Two outputs, one linear and one 0; each row has its own bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x @ self.weight + self.bias
+        return torch.stack([first, torch.zeros_like(first)], 1)
+
+    def of_rows(self, index: Tensor) -> Shifted:
+        return Shifted(self.weight, self.bias[index])
+
+
+@pytest.mark.parametrize("label", [0, -1])
+def test_a_model_whose_rows_differ(label: int) -> None:
+    weight = torch.randn(24, generator=seeded())
+    box = Box.around(torch.rand(30, 24, generator=seeded()), 0.2, (0.0, 1.0))
+    lowest = torch.where(weight > 0, box.lower, box.upper) @ weight
+    bias = -lowest + torch.linspace(-1, 1, 30)
+    properties, model = first_is_largest(box, 2, label), Shifted(weight, bias)
+    attack = attrs.evolve(QUICK, batch=7)
+    found = attack.perturb(model, properties, box.center, seeded())
+    assert torch.equal(properties.violated(model(found)), lowest + bias <= 0)
 
 
 def test_batches_find_as_much() -> None:

@@ -18,7 +18,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from advrepair.core.errors import UsageError
-from advrepair.core.interfaces import Attack
+from advrepair.core.interfaces import Attack, of_rows
 from advrepair.core.options import option
 from advrepair.core.types import PropertySet
 from advrepair.plugins.attacks.pgd import evaluating
@@ -70,7 +70,7 @@ class AutoAttack(Attack):
         seed = seed_of(generator)
         with evaluating(model), _untouched(model, start.device), torch.no_grad():
             for index in _alike(properties, self.batch):
-                view = View(model, properties[index], box[index], best[index])
+                view = View(of_rows(model, index), properties[index], box[index], best[index])
                 self._search(library, view, seed)
                 best[index] = view.best
         return best

@@ -9,6 +9,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from advrepair.core.box import Box
+from advrepair.core.interfaces import of_rows
 from advrepair.core.rounding import round_down
 from advrepair.core.types import PropertySet, group_margin
 
@@ -152,6 +153,7 @@ class View:
     def look_at(self, rows: Tensor) -> None:
         """The next calls are about these properties, [N]."""
         self.rows, self.part, self.area = rows, self.properties[rows], self.box[rows]
+        self.now = of_rows(self.model, rows)
         self.lower, self.width = self.frame.lower[rows], self.frame.width[rows]
         present = groups_in(self.part.group)
         # The columns of each property's own groups first.
@@ -200,7 +202,7 @@ class View:
 
     def _judge(self, x: Tensor) -> Tensor:
         """Outputs [N,K] of points [N,*S]; of those in their boxes the lowest are kept."""
-        y: Tensor = self.model(x)
+        y: Tensor = self.now(x)
         self.margin = self.part.margin(y.detach())
         lost = self.margin.masked_fill(self.margin.isnan(), -torch.inf)
         better = self.area.holds(x) & (lost < self.lowest[self.rows])
