@@ -87,7 +87,8 @@ def box_margins(model: RepairedNetwork, properties: PropertySet, level: Level) -
     """Certified margins over the whole boxes with the stored patches, [P]; no splits."""
     verifier, rounding = DeepPoly(), Rounding(level)
     bounder = Bounder(model.base, model.bank.template, verifier, verifier, rounding, 2**31)
-    worklist = Worklist.start(properties, model.assignment, bounder)
+    worklist = Worklist.start(properties, bounder)
+    worklist.serve(model.assignment, bounder)
     return whole_margins(model, worklist, bounder)
 
 

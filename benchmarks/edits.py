@@ -81,13 +81,13 @@ def wider_bounds(content: Content, random: Random) -> None:
     for name, sign in (("box.lower", -1), ("box.upper", 1)):
         faces = content.proof[name]
         faces[rows] += faces.dtype.type(sign * size)
-        content.stored[name.replace(".", "/")] = faces.copy()
+        content.stored[name.replace("box.", "region/")] = faces.copy()
 
 
 def one_sided_bounds(content: Content, random: Random) -> None:
     """One face, for the router or for the proof only."""
     side, size = ("lower", "upper")[random.integers(2)], 10.0 ** random.integers(-7, 2)
-    faces = (content.proof[f"box.{side}"], content.stored[f"box/{side}"])[random.integers(2)]
+    faces = (content.proof[f"box.{side}"], content.stored[f"region/{side}"])[random.integers(2)]
     at = random.integers(faces.size)
     changed = faces.flat[at] + faces.dtype.type(random.choice([-1, 1]) * size)
     faces.flat[at] = changed if changed != faces.flat[at] else np.nextafter(changed, np.float32(9))
@@ -260,7 +260,7 @@ def swap_boxes(content: Content, random: Random) -> None:
     for name in ("box.lower", "box.upper"):
         faces = content.proof[name]
         faces[[i, j]] = faces[[j, i]]
-        content.stored[name.replace(".", "/")] = faces.copy()
+        content.stored[name.replace("box.", "region/")] = faces.copy()
 
 
 def drop_box(content: Content, random: Random) -> None:
@@ -268,7 +268,7 @@ def drop_box(content: Content, random: Random) -> None:
     count = len(_boxes(content))
     at, share = random.integers(count), random.choice([0.5, 0.9, 1.0])
     rows = [(content.proof, name) for name in SPECIFIED]
-    rows += [(content.stored, f"box/{side}") for side in ("lower", "upper")]
+    rows += [(content.stored, f"region/{side}") for side in ("lower", "upper")]
     rows += [(content.stored, name) for name in content.stored if name.startswith("centres/")]
     for arrays, name in rows:
         if random.random() < share and len(arrays[name]) == count:
@@ -282,7 +282,7 @@ def overlap(content: Content, random: Random) -> None:
     i, j = np.sort(random.integers(len(_boxes(content)), size=2))
     for name in ("box.lower", "box.upper"):
         content.proof[name][i] = content.proof[name][j]
-        content.stored[name.replace(".", "/")] = content.proof[name].copy()
+        content.stored[name.replace("box.", "region/")] = content.proof[name].copy()
     if random.random() < 0.5:
         content.claim["properties"][i]["status"] = "unknown"
 

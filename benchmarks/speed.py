@@ -23,7 +23,7 @@ from advrepair.core.bounding import Bounder
 from advrepair.core.certification import prove
 from advrepair.core.memory import keep_freed_memory, peak_memory
 from advrepair.core.onnx_import import read_onnx
-from advrepair.core.patching import attach
+from advrepair.core.patching import attach, patch_template
 from advrepair.core.properties import robustness
 from advrepair.core.refinement import Worklist
 from advrepair.core.rounding import Rounding
@@ -46,17 +46,17 @@ def repair_cost(data: Path, name: str, count: int, epsilon: float, hidden: tuple
         y = torch.tensor(arrays["y_train"][:count]).long()
     properties = robustness(x, y, epsilon, network.outputs, clip=(0.0, 1.0))
     assignment, verifier = PropertyGuided().assign(properties), DeepPoly()
-    repaired = attach(network, properties, assignment, NoAllocator(), hidden, seed=0)
-    bounder = Bounder(
-        network, repaired.bank.template, verifier, verifier, Rounding("deployed-float32"), 2**31
-    )
+    template, rounding = patch_template(network, hidden), Rounding("deployed-float32")
+    bounder = Bounder(network, template, verifier, verifier, rounding, 2**31)
     stages, begin = {}, time.process_time()
 
     def lap(stage: str) -> None:
         nonlocal begin
         stages[stage], begin = (time.process_time() - begin) / count * 1e3, time.process_time()
 
-    worklist = Worklist.start(properties, assignment, bounder)
+    worklist = Worklist.start(properties, bounder)
+    regions = worklist.serve(assignment, bounder)
+    repaired = attach(network, properties, regions, assignment, NoAllocator(), hidden, seed=0)
     lap("bounds")
     trained = Trained.nothing_yet(len(repaired.bank))
     train(repaired, worklist, bounder, GradientWidth(), Training(), trained, lambda *_: None)

@@ -22,7 +22,7 @@ from advrepair.core.data import make_dataset
 from advrepair.core.graph import Network
 from advrepair.core.hookspecs import hookimpl
 from advrepair.core.interfaces import Component, Indicator, Verifier
-from advrepair.core.patching import RepairedNetwork, attach
+from advrepair.core.patching import RepairedNetwork, attach, patch_template
 from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
 from advrepair.core.rounding import Rounding
@@ -144,16 +144,17 @@ def some_parts(
     problem = problem or a_problem(network)
     properties = problem.properties
     assignment = (indicator or PropertyGuided()).assign(properties)
-    repaired = attach(network, properties, assignment, NoAllocator(), hidden, seed)
     bounder = Bounder(
         network,
-        repaired.bank.template,
+        patch_template(network, hidden),
         verifier or DeepPoly(),
         certifier or DeepPoly(),
         Rounding(level),  # type: ignore[arg-type]
         memory,
     )
-    worklist = Worklist.start(properties, assignment, bounder)
+    worklist = Worklist.start(properties, bounder)
+    regions = worklist.serve(assignment, bounder)
+    repaired = attach(network, properties, regions, assignment, NoAllocator(), hidden, seed)
     return Parts(problem, repaired, bounder, worklist)
 
 

@@ -145,22 +145,26 @@ class Region:
         return lowest - error, error
 
 
-def row_margins(base: Region, patch: Region, C: Array, d: Array, multiplier: Array) -> Pair:
+def row_margins(parts: list[Region], C: Array, d: Array, multiplier: Array) -> Pair:
     """Lower bounds of ``C (N + P) + d`` on pieces, [B,M], -inf where unknown; and their errors.
 
-    A piece without inputs has the bound inf. Where units lie in [0, inf], b z >= 0 for every
+    parts: N, or N and P. A piece without inputs has the bound inf. Where units lie in [0, inf], b z >= 0 for every
     multiplier b >= 0, so a row may be lowered by b z; by -b z where they lie in [-inf, 0].
     """
     own, C, d_ = np.repeat(np.arange(len(d)), d.shape[1]), C.reshape(d.size, -1), d.ravel()
-    floor, ceiling = (face[own, base.net.sizes[0] :] for face in base.box)
+    last, A, error, most = parts[-1], np.zeros(1), np.zeros(1), np.zeros(1)
+    floor, ceiling = (face[own, last.net.sizes[0] :] for face in last.box)
     cuts = multiplier.reshape(d.size, -1) * ((ceiling == 0).astype(float) - (floor == 0))
     used = cuts if cuts.any() else None
-    A, b, error = base.pull(len(base.net.steps), C, own, used)
-    B, c, more = patch.pull(len(patch.net.steps), C, own, used)
-    total = (base.most[-1] + patch.most[-1]) * (1 + patch.g)
-    once = _dot(abs(C), patch.deployed(4, total)[own])  # the sum N + P is rounded once
-    error = error + more + once + patch.g * (abs(b) + abs(c) + abs(d_))
-    found, error = patch.least(A + B, b + c + d_, error, own)
-    valid = (base.valid & patch.valid)[own] & np.isfinite(found)
-    found = np.where(valid, np.where((base.empty | patch.empty)[own], np.inf, found), -np.inf)
+    b, size = d_, abs(d_)
+    for part in parts:
+        row, constant, lost = part.pull(len(part.net.steps), C, own, used)
+        A, b, error, size = A + row, b + constant, error + lost, size + abs(constant)
+        most = most + part.most[-1]
+    if len(parts) > 1:  # the sum N + P is rounded once
+        error = error + _dot(abs(C), last.deployed(4, most * (1 + last.g))[own])
+    found, error = last.least(A, b, error + last.g * size, own)
+    valid = (parts[0].valid & last.valid)[own] & np.isfinite(found)
+    empty = (parts[0].empty | last.empty)[own]
+    found = np.where(valid, np.where(empty, np.inf, found), -np.inf)
     return found.reshape(d.shape), error.reshape(d.shape)

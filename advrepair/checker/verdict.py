@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from advrepair.checker import files
-from advrepair.checker.bounds import LEVELS, Region, row_margins
-from advrepair.checker.files import Array, Malformed, Unsupported, demand
+from advrepair.checker.bounds import LEVELS, Pair, Region, row_margins
+from advrepair.checker.files import Array, Malformed, Tensors, Unsupported, demand
 from advrepair.checker.network import Network
 from advrepair.checker.tree import Tree
 
@@ -74,13 +74,14 @@ class _Check:
             demand(same, f"{name}: its SHA-256 is not the certified one")
         (self.proof, other), (stored, header) = map(files.parse_tensors, rest, names[1:])
         formats = [part["format"] for part in (claim, header, other)]
-        demand(formats == [2, 2, 2], "this checker reads format 2", Unsupported)
+        demand(formats == [3, 3, 3], "this checker reads format 3", Unsupported)
         verdict.level = claim["level"]
         demand(verdict.level in LEVELS, f"level {verdict.level!r}")
         base = {name[5:]: t for name, t in stored.items() if name.startswith("base/")}
         self.stack = {name[6:]: t for name, t in stored.items() if name.startswith("patch/")}
         demand(len({len(t) for t in self.stack.values()}) == 1, "patches: not one number of them")
-        kinds = {t.dtype.str for name, t in stored.items() if not name.startswith("centres/")}
+        outside = ("centres/", "region/patch")
+        kinds = {t.dtype.str for name, t in stored.items() if not name.startswith(outside)}
         known = {"<f4"} if verdict.level == "deployed-float32" else {"<f4", "<f8"}
         demand(kinds <= known, f"{verdict.level} is claimed for {sorted(kinds)}")
         digest = hashlib.sha256(json.dumps(header["base"], sort_keys=True).encode())
@@ -88,20 +89,23 @@ class _Check:
             digest.update(f"{name}:torch.{t.dtype}:{tuple(t.shape)}".encode() + t.tobytes())
         demand(digest.hexdigest() == claim["network"], "network: its SHA-256 is another")
         self.base, self.template = Network(header["base"], base), header["patch"]
-        self.each, faces = claim["properties"], []
-        shape = (len(self.each), *self.base.input_shape)
-        for face in ("lower", "upper"):
-            ours, theirs = self.proof[f"box.{face}"], stored[f"box/{face}"]
-            same = ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes()
-            demand(same and ours.shape == theirs.shape == shape, f"box {face}: two versions")
-            faces.append(ours.reshape(len(ours), -1).astype(float))
-        self.box = faces[0], faces[1]
+        self.each, self.patch = claim["properties"], stored["region/patch"]
+        self.box = self._faces(self.proof, "box.", len(self.each))
+        self.faces = self._faces(stored, "region/", len(self.patch))
         for key in ("patch", "label"):
             listed = [each[key] for each in self.each]
             same = listed == stored[f"centres/{key}"].tolist()
             demand(same and all(type(n) is int for n in listed), f"{key}: two versions")
-        self.patch = stored["centres/patch"]
-        demand((self.patch >= 0).all(), "patch: no such number")
+        patches, plain = len(next(iter(self.stack.values()))), self.patch < 0
+        good = self.patch.dtype.kind == "i" and ((-1 <= self.patch) & (self.patch < patches)).all()
+        demand(good and not (plain[:-1] > plain[1:]).any(), "region: its patch, or its place")
+
+    def _faces(self, arrays: Tensors, name: str, count: int) -> Pair:
+        """Lower and upper faces of boxes as they are stored, flat and in float64."""
+        low, high = faces = arrays[f"{name}lower"], arrays[f"{name}upper"]
+        same = {(face.dtype.kind, *face.shape) for face in faces}
+        demand(same == {("f", count, *self.base.input_shape)}, f"{name}: its faces")
+        return low.reshape(count, -1).astype(float), high.reshape(count, -1).astype(float)
 
     def run(self) -> None:
         """Say what is wrong; bounds come last, as they cost most."""
@@ -110,7 +114,16 @@ class _Check:
         same = [part.shape for part in parts] == [(*shape, outputs), shape, shape]
         same = same and [part.dtype.kind for part in parts] == [*"ffi"]
         demand(same, "C, d, group: shapes or dtypes")
-        self.tree, self.node = Tree(self.proof, self.box), self.proof["piece.node"]
+        self.tree, self.node = Tree(self.proof, self.box, self.faces), self.proof["piece.node"]
+        self.place = self.proof["region.node"]
+        demand(self.place.shape == self.patch.shape, "region: its node is not given")
+        self.home = self.tree.homes(self.place)
+        inputs, free = self.box[0].shape[1], np.full(self.tree.units, np.inf)
+        for face, whole, open_ in zip(
+            self.faces, self.tree.boxes(self.place), (-free, free), strict=True
+        ):
+            same = (whole[:, :inputs] == face).all() and (whole[:, inputs:] == open_).all()
+            demand(same, "region: its faces are not those of its node")
         self.owner, self.margin = self.tree.owner[self.node], self.proof["piece.margin"]
         status = [each["status"] for each in self.each]
         demand({*status} <= {"certified", "falsified", "unknown"}, "status: no such word")
@@ -130,35 +143,50 @@ class _Check:
                 same = same and (C[:, label] == 1).all()
                 same = same and np.array_equal(np.delete(C, label, 1), -np.eye(len(C)))
                 demand(same, f"property {i}: its specification is not that of label {label}")
-            self._first_box(i, claimed)
+            self._first_region(i, claimed)
         certified = np.isin(self.owner, claimed).nonzero()[0]
         # As many at once as make about 2^21 numbers of rows and values.
         size = max(1, 2**21 // (sum(self.base.sizes) + shape[1] * self.base.widest))
-        serving = self.patch[self.owner[certified]]
+        serving = self.patch[self.home[self.node[certified]]]
         for q in np.unique(serving):
-            net = Network(self.template, {name: t[q] for name, t in self.stack.items()})
-            mine = (net.input_shape, net.sizes[-1], self.base.units + net.units)
-            same = mine == (self.base.input_shape, outputs, self.tree.units)
-            demand(same, "patch: its inputs, outputs or units")
+            nets = [self.base]
+            if q >= 0:
+                net = Network(self.template, {name: t[q] for name, t in self.stack.items()})
+                nets, mine = [*nets, net], (net.input_shape, net.sizes[-1], net.units)
+                rest = self.tree.units - self.base.units
+                same = mine == (self.base.input_shape, outputs, rest)
+                demand(same, "patch: its inputs, outputs or units")
             served = certified[serving == q]
             for at in range(0, len(served), size):
-                self._prove(net, served[at : at + size])
+                self._prove(nets, served[at : at + size])
 
-    def _first_box(self, i: int, claimed: list[int]) -> None:
-        """A point in several boxes gets the patch of the first, which must be proved too."""
-        (low, high), others = self.box, (self.patch[:i] != self.patch[i]).nonzero()[0]
+    def _first_region(self, i: int, claimed: list[int]) -> None:
+        """A point in several regions gets the patch of the first, which must be proved for i.
+
+        It is, where the region is one of i, or has no patch, as no region of i has one there
+        either; where all regions of i have its patch; where what it has of box i is proved for
+        i; and where its own property demands the same and is proved.
+        """
+        (low, high), owner = self.faces, self.tree.owner[self.place]
+        mine = self.patch[owner == i]
+        alike = (mine == mine[0]).all() & (self.patch == mine[0])
+        others = (owner != i) & (self.patch >= 0) & ~alike
+        others[self.home[i] :] = False  # behind the whole box
+        others[self.tree.shared[(self.tree.owner == i) & (self.tree.shared >= 0)]] = False
+        found = others.nonzero()[0]
         for at in range(0, low.shape[1], 32):  # some coordinates tell most boxes apart
             part = slice(at, at + 32)
-            meet = (low[others, part] <= high[i, part]) & (low[i, part] <= high[others, part])
-            others = others[meet.all(1)]
-        proved = np.isin(others, claimed)
+            meet = low[found, part] <= self.box[1][i, part]
+            meet &= self.box[0][i, part] <= high[found, part]
+            found = found[meet.all(1)]
+        proved = np.isin(owner[found], claimed)
         for each in (self.C, self.d, self.group):
-            proved &= (each[others] == each[i]).all(tuple(range(1, each.ndim)))
-        for j in others[~proved]:
+            proved &= (each[owner[found]] == each[i]).all(tuple(range(1, each.ndim)))
+        for j in owner[found[~proved]]:
             text = f"property {i} is certified, but property {j} overlaps it, comes first with "
             raise Malformed(f"{text}another patch, and is not certified for the same demand")
 
-    def _prove(self, patch: Network, pieces: Array) -> None:
+    def _prove(self, nets: list[Network], pieces: Array) -> None:
         """Confirm the margins of pieces, with N's slopes for them or for nodes above them."""
         node, group = self.node[pieces], self.group[self.owner[pieces]]
         C, d = (part[self.owner[pieces]].astype(float) for part in (self.C, self.d))
@@ -170,9 +198,9 @@ class _Check:
         while len(lost):
             slope, multiplier = self.tree.hints(node[lost], pieces[lost])
             box, level = (low[lost], high[lost]), self.verdict.level
-            base = Region(self.base, level, box, slope)
-            other = Region(patch, level, box, slope, self.base.units)
-            found, error = row_margins(base, other, C[lost], d[lost], multiplier)
+            first = (0, self.base.units)
+            parts = [Region(n, level, box, slope, at) for n, at in zip(nets, first, strict=False)]
+            found, error = row_margins(parts, C[lost], d[lost], multiplier)
             again = np.stack([found, found + 4 * error])
             rows[:, lost] = np.where(found > rows[0, lost], again, rows[:, lost])
             worst = np.full((2, len(pieces)), np.inf)  # group, and of every group the best row

@@ -28,14 +28,15 @@ from advrepair.core.options import build, values
 from advrepair.core.patching import PatchBank, RepairedNetwork
 from advrepair.core.properties import in_words
 from advrepair.core.registry import Registry
-from advrepair.core.types import Assignment, Centres, PropertySet
+from advrepair.core.types import Assignment, Centres, PropertySet, Regions
 
 
 def write_repaired(path: Path, repaired: RepairedNetwork) -> None:
     """``repaired.safetensors``: everything that :func:`read_repaired` needs."""
     tensors = {f"base/{name}": t for name, t in repaired.base.tensors.items()}
     tensors |= {f"patch/{name}": t for name, t in repaired.bank.stack.items()}
-    tensors |= {"box/lower": repaired.box.lower, "box/upper": repaired.box.upper}
+    tensors |= {"region/lower": repaired.box.lower, "region/upper": repaired.box.upper}
+    tensors["region/patch"] = repaired.patch.clone()
     centres = repaired.centres
     for name in ("x", "logits", "label", "target", "patch"):
         tensors[f"centres/{name}"] = getattr(centres, name)
@@ -75,7 +76,7 @@ def _rebuilt(
     return RepairedNetwork(
         Network.rebuild(header["base"], part("base/")),
         PatchBank(Network.rebuild(header["patch"], zeros), stack),
-        Box(tensors["box/lower"], tensors["box/upper"]),
+        Regions(Box(tensors["region/lower"], tensors["region/upper"]), tensors["region/patch"]),
         Assignment(centres["patch"], tuple(header["patches"])),
         Centres(**centres, patches=len(header["patches"])),
         allocator,  # type: ignore[arg-type]
@@ -97,7 +98,7 @@ def write_certificate(
         properties.names,
         [in_words(properties, i) for i in range(len(properties))],
         properties.label.tolist(),
-        repaired.patch.tolist(),
+        repaired.centres.patch.tolist(),
         certificate.status,
         # JSON has no infinity: null says that nothing is known.
         [m if math.isfinite(m) else None for m in certificate.margin.tolist()],
@@ -141,6 +142,9 @@ def _arrays(certificate: Certificate, properties: PropertySet) -> dict[str, Tens
         "group": properties.group,
         "box.lower": properties.box.lower,
         "box.upper": properties.box.upper,
+        "region.node": certificate.layout.node,
+        "shared.node": certificate.layout.shared[:, 0],
+        "shared.region": certificate.layout.shared[:, 1],
         "piece.node": proof.node,
         "piece.margin": proof.margin,
         "piece.slope": proof.patch_slope,

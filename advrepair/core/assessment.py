@@ -103,7 +103,7 @@ class Assessor:
     def _with(self, stack: Mapping[str, Tensor]) -> RepairedNetwork:
         r = self.repaired
         bank = PatchBank(self._template, stack)
-        return RepairedNetwork(r.base, bank, r.box, r.assignment, r.centres, r.allocator)
+        return RepairedNetwork(r.base, bank, r.regions, r.assignment, r.centres, r.allocator)
 
     def run(self) -> Assessment:
         """Measure everything."""

@@ -30,6 +30,11 @@ def dot(A: Tensor, value: Tensor) -> Tensor:
     return (rows @ column).squeeze(2)[: len(A)]
 
 
+def concatenated(a: Box, b: Box) -> Box:
+    """Boxes of a, then those of b."""
+    return Box(torch.cat([a.lower, b.lower]), torch.cat([a.upper, b.upper]))
+
+
 @frozen(eq=False)
 class Box:
     """Axis-parallel input regions, faces included.

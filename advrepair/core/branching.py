@@ -13,11 +13,11 @@ from attrs import define, evolve, field, fields, frozen
 from torch import Tensor, nn
 
 from advrepair.core.bounding import Bounder, bytes_per_box, fitting, slopes_of
-from advrepair.core.box import Box
+from advrepair.core.box import Box, concatenated
 from advrepair.core.branches import Branch
 from advrepair.core.graph import size
 from advrepair.core.interfaces import BranchBoundFn, CompleteVerifier
-from advrepair.core.refinement import SplitTree, concatenated
+from advrepair.core.layout import SplitTree
 from advrepair.core.types import LinearBound, PropertySet, worst_margin
 
 _AT_ONCE = 64  # pieces that are cut together

@@ -16,8 +16,9 @@ from advrepair.core.box import Box
 from advrepair.core.branching import BranchAndBound, Decision
 from advrepair.core.errors import SoundnessError
 from advrepair.core.interfaces import Attack, CompleteVerifier, Verifier
-from advrepair.core.patching import RepairedNetwork, last_layer
-from advrepair.core.refinement import SplitTree, Worklist
+from advrepair.core.layout import Layout, SplitTree, routed
+from advrepair.core.patching import RepairedNetwork, Stack, last_layer
+from advrepair.core.refinement import Worklist
 from advrepair.core.rounding import Level
 from advrepair.core.training import patch_chunks
 from advrepair.core.types import PropertySet, Status, worst_margin
@@ -80,14 +81,16 @@ class Certificate:
     """What holds for the repaired network.
 
     status: of each property, P of them. margin: [P], its proved margin; <= 0 or NaN proves
-    nothing. constant: bool [P], its patch adds a constant. counterexample: of each falsified
-    property, by its number, [*S]. level: the arithmetic it speaks about.
+    nothing. constant: bool [P], its patch adds a constant. layout: the regions that proof
+    speaks of. counterexample: of each falsified property, by its number, [*S]. level: the
+    arithmetic it speaks about.
     """
 
     status: tuple[Status, ...]
     margin: Tensor
     constant: Tensor
     proof: Proof
+    layout: Layout
     counterexample: dict[int, Tensor]
     level: Level
     certifier: Verifier
@@ -108,8 +111,9 @@ def certify(
 ) -> Certificate:
     """State what is proved about the patches as they are stored.
 
-    Sound: the rigorous margin of every group on every piece of its box must be positive, the
-    pieces cover the box because only cuts made them, and :func:`routed` sees to it that
+    Sound: the rigorous margin of every group on every piece of its box must be positive, with
+    the patch of the piece's region or of N alone where it has none; the pieces cover the box
+    because only cuts made them; and :func:`~advrepair.core.layout.routed` sees to it that
     every point of the box meets a patch that is proved for it. A counterexample counts if
     the deployed function, on that input alone, breaks the demand.
     Raises SoundnessError if the attack, in the arithmetic of the claim, falsifies a certified
@@ -134,7 +138,7 @@ def certify(
                 hits |= {} if point is None else {i: point}
                 advance(1)
     least = proof.least(count)
-    proved = routed(least > 0, repaired.box, repaired.patch)
+    proved = routed(least > 0, worklist.layout, worklist.properties, worklist.tree)
     for i in hits:
         if proved[i]:
             raise SoundnessError(
@@ -144,8 +148,9 @@ def certify(
     return Certificate(
         status=tuple(_status(p, i in hits) for i, p in enumerate(proved.tolist())),
         margin=least,
-        constant=are_constant(repaired)[repaired.patch],
+        constant=_of_properties(are_constant(repaired), repaired.centres.patch),
         proof=proof,
+        layout=worklist.layout,
         counterexample=hits,
         level=bounder.rounding.level,
         certifier=bounder.certifier,
@@ -177,9 +182,11 @@ class _Judge:
         asked, point = self.properties[torch.tensor([index])], Box(x[None], x[None])
         C, d = -asked.C.double(), -asked.d.double()
         rows = self.bounder.base(point, C, d, rigorous=True)
-        home = self.model.box.first(x[None])  # the patch that is on there
-        chosen = self.repaired.patch[torch.where(home < 0, index, home)]
-        stack = {name: t[chosen] for name, t in self.repaired.bank.stack.items()}
+        with torch.no_grad():
+            gates = self.model.route(x[None], self.model.base(x[None]))[0]
+        chosen = gates.nonzero()[:, 0]  # the patch that is on there, or none
+        stack = weights_of(self.repaired, int(chosen[0]) if len(chosen) else -1)
+        stack = {name: t[None] for name, t in stack.items()}
         batch = Batch(point, rows, C, asked.group, torch.ones(1, 1, dtype=torch.bool))
         refuted = self.bounder.margins(stack, batch)[0] >= 0
         groups = asked.group[0]
@@ -195,14 +202,28 @@ def _decided(
     refutes: _Judge,
 ) -> Tensor | None:
     """Search the pieces of a property that are open; its counterexample, if there is one."""
-    pieces = ((proof.owner == index) & ~(proof.margin > 0)).nonzero()[:, 0]
     # Pieces of a property that was not searched yet stand in the same order in both.
-    box = worklist.box[torch.isin(worklist.node, proof.node[pieces])]
-    patch = {name: t[repaired.patch[index]] for name, t in repaired.bank.stack.items()}
+    open_ = proof.node[(proof.owner == index) & ~(proof.margin > 0)]
+    serving = worklist.serving()[torch.isin(worklist.node, open_)]
     asked = refutes.asked[torch.tensor([index])]
-    found = search.decide(asked, box, patch, refutes.model, lambda x: refutes(index, x))
-    proof.graft(pieces, found)
-    return found.counterexample
+    for number in serving.unique().tolist():
+        nodes = open_[serving == number]
+        pieces = torch.isin(proof.node, nodes).nonzero()[:, 0]
+        box = worklist.box[torch.isin(worklist.node, nodes)]
+        patch = weights_of(repaired, number)
+        found = search.decide(asked, box, patch, refutes.model, lambda x: refutes(index, x))
+        if found.counterexample is not None:
+            return found.counterexample
+        proof.graft(pieces, found)
+    return None
+
+
+def weights_of(repaired: RepairedNetwork, patch: int) -> Stack:
+    """Weights of a patch; zeros for -1, no patch, of which every bound of N + P_j holds too."""
+    stack = repaired.bank.stack
+    if patch < 0:
+        return {name: t.new_zeros(t.shape[1:]) for name, t in stack.items()}
+    return {name: t[patch] for name, t in stack.items()}
 
 
 def in_arithmetic_of(
@@ -219,25 +240,11 @@ def in_arithmetic_of(
     )
 
 
-def routed(proved: Tensor, box: Box, patch: Tensor) -> Tensor:
-    """Properties that hold for the deployed function, given which are proved alone: bool [P].
-
-    A point of box i that lies in an earlier box j too meets the patch of j. Sound: let f be
-    the first box that holds the point. If its patch is that of i, the proof of i speaks of
-    it; otherwise f must be proved, with the same demand (contradictions were refused).
-    """
-    i, j = box.meets(box).T
-    lost = (j < i) & (patch[i] != patch[j]) & ~proved[j]
-    holds = proved.clone()
-    holds[i[lost]] = False
-    return holds
-
-
 def prove(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> Proof:
     """Rigorous margins of every piece with the stored patches."""
-    count = len(worklist.owner)
-    margin = torch.full((count,), -torch.inf, dtype=torch.float64)
-    slope = torch.zeros(count, bounder.template.units, dtype=torch.uint8)
+    margin = worklist.own_margin()
+    margin[worklist.serving() >= 0] = -torch.inf
+    slope = torch.zeros(len(margin), bounder.template.units, dtype=torch.uint8)
     for patches in patch_chunks(repaired, worklist, bounder):
         batch = worklist.batch(patches, rigorous=True)
         stack = {name: t[patches] for name, t in repaired.bank.stack.items()}
@@ -253,6 +260,11 @@ def are_constant(repaired: RepairedNetwork) -> Tensor:
     """Patches that add the same non-zero numbers to every input, bool [Q]."""
     weight, bias = (repaired.bank.stack[name] for name in last_layer(repaired.bank.template))
     return (weight == 0).flatten(1).all(1) & (bias != 0).any(1)
+
+
+def _of_properties(which: Tensor, patch: Tensor) -> Tensor:
+    """What is said of patches, bool [Q], as said of the properties they serve: bool [P]."""
+    return torch.cat([which, which.new_zeros(1)])[patch]  # -1, no patch, is the last
 
 
 def _status(proved: bool, hit: bool) -> Status:

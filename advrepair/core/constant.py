@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from advrepair.core.bounding import Bounder, chunks
-from advrepair.core.patching import PatchBank, Stack, constant_stack
+from advrepair.core.patching import PatchBank, Stack, constant_stack, initial_stack
 from advrepair.core.refinement import Worklist
 from advrepair.core.types import group_margin, worst_margin
 
@@ -52,7 +52,11 @@ def constant_patches(patches: Tensor, worklist: Worklist, bounder: Bounder) -> t
 
 def constant_bank(worklist: Worklist, bounder: Bounder) -> tuple[PatchBank, Tensor]:
     """The baseline: a constant patch for every property set, and which are proved, [Q]."""
-    count = int(worklist.patch.max()) + 1
+    count = len(worklist.order)
+    if not count:
+        return PatchBank(bounder.template, initial_stack(bounder.template, [], 0)), torch.zeros(
+            0, dtype=torch.bool
+        )
     stacks, proved = [], []
     each = 4 * bounder.template.parameters_count + 8 * worklist.proof.A[0].numel()
     for index in chunks(count, 4 * each, bounder.memory):

@@ -12,7 +12,7 @@ from advrepair.core.assessment import Assessment, Assessor, Examples, Settings, 
 from advrepair.core.attacking import Problem, generalisation_set
 from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
-from advrepair.core.certification import Certificate, routed
+from advrepair.core.certification import Certificate
 from advrepair.core.config import Configuration
 from advrepair.core.constant import constant_bank
 from advrepair.core.data import Dataset
@@ -21,6 +21,7 @@ from advrepair.core.evaluation import Rates, rates, routing
 from advrepair.core.files import read_json, read_tensors
 from advrepair.core.inputs import clip_of
 from advrepair.core.interfaces import Attack
+from advrepair.core.layout import routed
 from advrepair.core.options import build, values
 from advrepair.core.patching import RepairedNetwork, last_layer
 from advrepair.core.refinement import Worklist
@@ -66,9 +67,12 @@ def quick(
         baseline["none"]["DD"] = None if test is None else 0.0
         bank, proved = constant_bank(worklist, bounder)
         trivial = RepairedNetwork(
-            base, bank, repaired.box, repaired.assignment, repaired.centres, plan.allocator
+            base, bank, repaired.regions, repaired.assignment, repaired.centres, plan.allocator
         )
-        held = routed(proved[repaired.patch], repaired.box, repaired.patch)
+        own = worklist.margin() > 0  # N alone
+        served = repaired.centres.patch
+        held = torch.where(served >= 0, proved[served], own) if len(proved) else own
+        held = routed(held, worklist.layout, worklist.properties, worklist.tree)
         baseline["constant-bias"] = _share(held) | rates(trivial, base, problem, unseen, test)
         advance(1)
         routes = routing(repaired, problem)

@@ -43,7 +43,7 @@ def routing(repaired: RepairedNetwork, problem: Problem) -> Rates:
     """
     label = problem.properties.label
     serves = torch.zeros(len(repaired.bank), int(label.max()) + 2, dtype=torch.bool)
-    serves[repaired.patch, label] = True
+    serves[repaired.centres.patch, label] = True
     shares: Rates = {}
     for name, x in (("clean", problem.properties.center), ("adversarial", problem.x_adv)):
         right = 0
@@ -51,7 +51,7 @@ def routing(repaired: RepairedNetwork, problem: Problem) -> Rates:
             with torch.no_grad():
                 logits = repaired.base(x[index])
                 gates = repaired.allocator.allocate(x[index], logits, repaired.centres)
-            own = gates.gather(1, repaired.patch[index, None])[:, 0]
+            own = gates.gather(1, repaired.centres.patch[index, None])[:, 0]
             wrong = (gates.float() @ serves.float()) > 0
             wrong[torch.arange(len(index)), label[index]] = False
             right += int((own & ~wrong.any(1)).sum())

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from advrepair.core.errors import UsageError
 
-FORMAT = 2
+FORMAT = 3
 _HEADER = "advrepair"  # one metadata key: safetensors writes several in random order
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from advrepair.core.box import Box
 from advrepair.core.branches import Branch, BranchBound
+from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import Assignment, Centres, LinearBound, PropertySet, SplitPlan
@@ -127,6 +128,22 @@ class Refiner(Component):
         """
 
 
+class OperatorList(Protocol):
+    """Where an allocator writes itself for ``advrepair export``, operator by operator.
+
+    Values are names. The operators and their attributes are those of ONNX, opset 17, as far
+    as docs/export.md lists them; lists that ONNX takes as constant inputs are attributes.
+    """
+
+    def call(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """Add an operator; returns its result. A dtype is a ``torch.dtype``."""
+        ...
+
+    def constant(self, value: Tensor, name: str = "") -> str:
+        """Add a constant; returns it."""
+        ...
+
+
 class Allocator(Component):
     """Says which patches an input outside every repaired box gets."""
 
@@ -136,6 +153,22 @@ class Allocator(Component):
 
         x: queries [N,*S]. logits: of the base network on them, [N,K].
         """
+
+    def write(self, to: OperatorList, x: str, logits: str, centres: Centres) -> str:
+        """:meth:`allocate` as standard operators: returns the name of a bool [N,Q].
+
+        Optional: without it a repaired network that uses this allocator cannot be exported.
+        It must decide as ``allocate`` does, for every query, whatever the batch.
+        Raises UsageError if the allocator has not been written so.
+        """
+        raise UsageError(
+            f"allocator {self.name!r} cannot be exported: it has no method write; repair with "
+            "--allocator none, or ask its author"
+        )
+
+    def most(self, centres: Centres) -> int:
+        """How many patches one query can get at most; a small number makes exports fast."""
+        return centres.patches
 
 
 class RowWise(nn.Module, ABC):

@@ -39,7 +39,7 @@ def insight(
     parts = []
     for index in torch.arange(len(properties)).split(_AT_ONCE):
         asked = properties[index]
-        stack = {n: t[repaired.patch[index]] for n, t in repaired.bank.stack.items()}
+        stack = {n: t[repaired.centres.patch[index]] for n, t in repaired.bank.stack.items()}
         inside = torch.stack([uniform(asked.box, noise) for _ in range(_POINTS)], 1)
         patch, base = _outputs(repaired, stack, inside)
         spread = (patch - patch.mean(1, keepdim=True)).square().sum(2).mean(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advrepair.core.box import Box
 from advrepair.core.graph import INPUT, Network, Operation, size
 from advrepair.core.interfaces import Allocator
-from advrepair.core.types import Assignment, Centres, PropertySet
+from advrepair.core.types import Assignment, Centres, PropertySet, Regions
 
 Stack = dict[str, Tensor]  # weights of several patches: name -> [Q, ...]
 _CHUNK_BYTES = 2**26  # of stacked weights in flight
@@ -133,8 +133,8 @@ class PatchBank(nn.Module):
 class RepairedNetwork(nn.Module):
     """The deployed function: base network, patches and routing. A function of x alone.
 
-    Inside a repaired box the patch of the first box that holds x is on, and only that one;
-    outside, the allocator chooses.
+    The first region that holds x says which patch is on, only that one or none; outside all
+    regions the allocator chooses.
     """
 
     box_lower: Tensor
@@ -145,30 +145,36 @@ class RepairedNetwork(nn.Module):
         self,
         base: Network,
         bank: PatchBank,
-        box: Box,
+        regions: Regions,
         assignment: Assignment,
         centres: Centres,
         allocator: Allocator,
     ) -> None:
         super().__init__()
         self.base, self.bank = base, bank
-        self.register_buffer("box_lower", box.lower)
-        self.register_buffer("box_upper", box.upper)
-        self.register_buffer("patch", assignment.patch)
+        self.register_buffer("box_lower", regions.box.lower)
+        self.register_buffer("box_upper", regions.box.upper)
+        self.register_buffer("patch", regions.patch)
         self.assignment = assignment
         self.centres, self.allocator = centres, allocator
 
     @property
     def box(self) -> Box:
-        """The repaired boxes, [P,*S]."""
+        """Where its regions are, [R,*S]."""
         return Box(self.box_lower, self.box_upper)
+
+    @property
+    def regions(self) -> Regions:
+        """Where which patch is on."""
+        return Regions(self.box, self.patch)
 
     def route(self, x: Tensor, logits: Tensor) -> Tensor:
         """Patches of each query, bool [N,Q]; logits are the base network's."""
         home = self.box.first(x)
         gates = torch.zeros(len(x), len(self.bank), dtype=torch.bool, device=x.device)
         inside, outside = (home >= 0).nonzero()[:, 0], (home < 0).nonzero()[:, 0]
-        gates[inside, self.patch[home[inside]]] = True
+        chosen = self.patch[home[inside]]
+        gates[inside[chosen >= 0], chosen[chosen >= 0]] = True
         if len(outside):
             gates[outside] = self.allocator.allocate(x[outside], logits[outside], self.centres)
         return gates
@@ -183,6 +189,7 @@ class RepairedNetwork(nn.Module):
 def attach(
     network: Network,
     properties: PropertySet,
+    regions: Regions,
     assignment: Assignment,
     allocator: Allocator,
     hidden: Sequence[int],
@@ -203,12 +210,13 @@ def attach(
         patch=assignment.patch,
         patches=len(assignment),
     )
-    return RepairedNetwork(network, bank, properties.box, assignment, centres, allocator)
+    return RepairedNetwork(network, bank, regions, assignment, centres, allocator)
 
 
 def patch_identifiers(properties: PropertySet, assignment: Assignment) -> tuple[str, ...]:
     """A name of each patch that depends only on the properties it serves."""
     served: list[list[str]] = [[] for _ in assignment.names]
     for identifier, patch in zip(properties.identifiers(), assignment.patch.tolist(), strict=True):
-        served[patch].append(identifier)
+        if patch >= 0:
+            served[patch].append(identifier)
     return tuple(hashlib.sha256("".join(sorted(ids)).encode()).hexdigest()[:16] for ids in served)

@@ -107,12 +107,13 @@ def repair(
     plan, properties = configuration, problem.properties
     refuse_contradictions(properties)
     assignment = plan.indicator.assign(properties).checked(len(properties))
-    repaired = attach(
-        network, properties, assignment, plan.allocator, plan.patch.hidden, plan.run.seed
-    )
-    bounder = _bounder(repaired, plan)
+    bounder = make_bounder(network, plan)
     with run.stage("bounds", len(properties)):
-        worklist = Worklist.start(properties, assignment, bounder)
+        worklist = Worklist.start(properties, bounder)
+        regions = worklist.serve(assignment, bounder)
+    repaired = attach(
+        network, properties, regions, assignment, plan.allocator, plan.patch.hidden, plan.run.seed
+    )
     trained = _train(repaired, worklist, bounder, plan, run)
     certificate = _certify(repaired, worklist, bounder, problem, plan, run)
     found = evaluating.quick(
@@ -218,13 +219,14 @@ def check_bounds(network: Network, plan: Configuration) -> None:
     fitting(1, bytes_per_patch(patch_template(network, plan.patch.hidden), rows, 1), memory)
 
 
-def _bounder(repaired: RepairedNetwork, plan: Configuration) -> Bounder:
+def make_bounder(network: Network, plan: Configuration) -> Bounder:
+    """Bounds as a configuration wants them; raises UsageError for a level that does not fit."""
     return Bounder(
-        repaired.base,
-        repaired.bank.template,
+        network,
+        patch_template(network, plan.patch.hidden),
         plan.verifier,
         plan.certifier,
-        _rounding(repaired.base, plan),
+        _rounding(network, plan),
         int(plan.run.memory * 2**30),
     )
 

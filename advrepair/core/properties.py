@@ -1,13 +1,15 @@
-"""What is demanded, from points and a radius; and whether the demands can hold together."""
+"""What is demanded: from points and a radius, or from boxes and rows; and in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from advrepair.core.box import Box
+from advrepair.core.compatibility import common_output, impossible
 from advrepair.core.errors import UsageError
 from advrepair.core.types import PropertySet
 
@@ -48,10 +50,71 @@ def robustness(
     )
 
 
-def refuse_contradictions(properties: PropertySet) -> None:
-    """Raises UsageError if two boxes overlap and demand different things.
+def demands(
+    lower: Tensor,
+    upper: Tensor,
+    C: Tensor,
+    d: Tensor,
+    group: Tensor,
+    names: Sequence[str] | None = None,
+) -> PropertySet:
+    """A PropertySet built from boxes and rows directly.
 
-    Boxes that overlap with the same demand are fine: the router takes the first.
+    For every input x of box p and every group, some row of ``C f(x) + d`` of that group must
+    be > 0. So rows in groups of their own are joined by "and", rows of one group by "or".
+
+    lower, upper: faces of the boxes [P,*S], in the network's dtype, kept as they are. C:
+    [P,M,K]. d: [P,M]. group: [P,M], from 0 and below M; -1 for rows that only fill up. C and d
+    may be float64 whatever the network's dtype is. names: for people, P of them.
+    Raises UsageError for shapes that disagree, NaN or infinities, an inverted box, a group
+    number out of range, a property with no row, and a row without a coefficient.
+    """
+    if C.dim() != 3 or lower.dim() < 2:
+        raise UsageError(
+            f"demands: C has shape {tuple(C.shape)} and lower {tuple(lower.shape)}; give [P,M,K] "
+            "and [P,*S]"
+        )
+    if len({len(part) for part in (lower, upper, C, d, group)}) > 1:
+        counts = ", ".join(str(len(part)) for part in (lower, upper, C, d, group))
+        raise UsageError(f"demands: lower, upper, C, d, group have lengths {counts}; give P each")
+    called = tuple(names) if names is not None else tuple(f"property {i}" for i in range(len(C)))
+    box = Box(lower, upper)
+    if not (lower.is_floating_point() and C.is_floating_point() and d.is_floating_point()):
+        raise UsageError("demands: lower, upper, C and d must be floating-point tensors")
+    properties = PropertySet(
+        box=box,
+        C=C,
+        d=d,
+        group=group.long(),
+        label=torch.full((len(C),), -1),
+        target=torch.full((len(C),), -1),
+        # Clamped, as the sum of two huge faces may be infinite.
+        center=box.clamp(box.center),
+        names=called,
+    )
+    real = properties.group >= 0
+    outside = (properties.group < -1) | (properties.group >= C.shape[1])
+    wrong = {
+        "a face of its box is NaN or infinite": ~(lower.isfinite() & upper.isfinite()),
+        "its box is inverted: a lower bound is above its upper bound": lower > upper,
+        "C or d is NaN or infinite": ~(C.isfinite().all(2) & d.isfinite()),
+        f"group numbers must lie in -1..{C.shape[1] - 1}": outside,
+        "it has no row; a property needs at least one": ~real.any(1, keepdim=True),
+        "a row has no coefficient that is not zero": real & (C == 0).all(2),
+    }
+    for message, where in wrong.items():
+        bad = where.flatten(1).any(1).nonzero()[:, 0]
+        if len(bad):
+            raise UsageError(f"demands: {called[int(bad[0])]}: {message}")
+    # What fills up says nothing: equal demands are then equal in every number.
+    return evolve(properties, C=C * real[:, :, None], d=d * real)
+
+
+def refuse_contradictions(properties: PropertySet) -> None:
+    """Raises UsageError if two boxes overlap and no output meets the demands of both.
+
+    Boxes that overlap with the same demand, or with demands that some output meets together,
+    are fine. Outputs are searched for; a pair for which none is found is refused too.
     """
     pairs = properties.box.meets(properties.box)
     i, j = pairs[pairs[:, 0] < pairs[:, 1]].T
@@ -60,14 +123,47 @@ def refuse_contradictions(properties: PropertySet) -> None:
         same &= (part[i] == part[j]).flatten(1).all(1)
     if bool(same.all()):
         return
-    bad = (~same).nonzero()[:, 0]
-    a, b = int(i[bad[0]]), int(j[bad[0]])
+    # Few demands are distinct, and a pair of them is tried once, however many boxes meet.
+    kinds: dict[bytes, int] = {}
+    kind = {
+        p: kinds.setdefault(_content(properties, p), len(kinds))
+        for p in torch.cat([i[~same], j[~same]]).unique().tolist()
+    }
+    known: dict[tuple[int, int], bool] = {}
+    bad = []
+    for a, b in zip(i[~same].tolist(), j[~same].tolist(), strict=True):
+        key = (min(kind[a], kind[b]), max(kind[a], kind[b]))
+        if key not in known:
+            known[key] = common_output(*_together(properties, a, b)) is not None
+        if not known[key]:
+            bad.append((a, b))
+    if not bad:
+        return
+    a, b = bad[0]
+    labelled = int(properties.label[a]) >= 0 and int(properties.label[b]) >= 0
+    never = labelled or impossible(*_together(properties, a, b))
     raise UsageError(
         f"{properties.names[a]} ({_demand(properties, a)}) and {properties.names[b]} "
-        f"({_demand(properties, b)}) overlap and cannot both hold"
+        f"({_demand(properties, b)}) overlap and "
+        + ("cannot both hold" if never else "no output was found that meets both")
         + (f" ({len(bad)} such pairs)" if len(bad) > 1 else "")
-        + "; use a smaller --epsilon, or leave one of them out of the data"
+        + ("; use a smaller --epsilon, or" if labelled else ";")
+        + " leave one of them out"
+        + (" of the data" if labelled else "")
     )
+
+
+def _content(properties: PropertySet, index: int) -> bytes:
+    parts = (properties.C[index], properties.d[index], properties.group[index])
+    return b"".join(part.cpu().numpy().tobytes() for part in parts)
+
+
+def _together(properties: PropertySet, a: int, b: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of two properties as those of one: C [2M,K], d [2M], group [2M]."""
+    first, second = properties.group[a], properties.group[b]
+    shifted = torch.where(second < 0, second, second + first.max() + 1)
+    rows, pair = torch.cat([first, shifted]), torch.tensor([a, b])
+    return properties.C[pair].double().flatten(0, 1), properties.d[pair].double().flatten(), rows
 
 
 def in_words(properties: PropertySet, index: int) -> str:
@@ -75,6 +171,18 @@ def in_words(properties: PropertySet, index: int) -> str:
     label = int(properties.label[index])
     if label >= 0:
         return f"for every input of the box, output {label} is larger than each of the others"
+    return f"for every input of the box, {_words(properties, index)}"
+
+
+def _demand(properties: PropertySet, index: int) -> str:
+    label = int(properties.label[index])
+    return f"label {label}" if label >= 0 else _words(properties, index)
+
+
+def _words(properties: PropertySet, index: int) -> str:
+    ranked = _ranked(properties, index)
+    if ranked:
+        return ranked
     groups: dict[int, list[str]] = {}
     rows = zip(
         properties.group[index].tolist(), properties.C[index], properties.d[index], strict=True
@@ -85,7 +193,26 @@ def in_words(properties: PropertySet, index: int) -> str:
     parts = [" or ".join(each) for each in groups.values()]
     if len(parts) > 1:
         parts = [f"({part})" if " or " in part else part for part in parts]
-    return f"for every input of the box, {' and '.join(parts)}"
+    return " and ".join(parts)
+
+
+def _ranked(properties: PropertySet, index: int) -> str:
+    """The demand as the rank of one output, if it is one that compares it with all others."""
+    real = properties.group[index] >= 0
+    C, d, group = properties.C[index][real], properties.d[index][real], properties.group[index]
+    count, outputs = C.shape
+    groups = len(group[real].unique())
+    if outputs < 2 or count != outputs - 1 or groups not in (1, count) or bool(d.any()):
+        return ""
+    ranks = ((1, "the largest", "not the smallest"), (-1, "the smallest", "not the largest"))
+    for sign, every, some in ranks:
+        for output in (sign * C > 0).all(0).nonzero()[:, 0].tolist():
+            rows = sign * C / C[:, output, None].abs()
+            others = torch.eye(outputs, dtype=C.dtype)
+            wanted = others[output] - others[torch.arange(outputs) != output]
+            if torch.equal(rows[rows.argmin(1).argsort()], wanted):
+                return f"output {output} is {every if groups == count else some}"
+    return ""
 
 
 def _inequality(row: Tensor, constant: float) -> str:
@@ -99,8 +226,3 @@ def _inequality(row: Tensor, constant: float) -> str:
         terms.append(f"{'-' if constant < 0 else '+'} {abs(constant):.6g}")
     text = " ".join(terms)
     return (f"-{text[2:]}" if text[0] == "-" else text[2:]) + " > 0"
-
-
-def _demand(properties: PropertySet, index: int) -> str:
-    label = int(properties.label[index])
-    return f"label {label}" if label >= 0 else "another specification"

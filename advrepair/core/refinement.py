@@ -7,61 +7,31 @@ from attrs import define
 from torch import Tensor
 
 from advrepair.core.bounding import Batch, Bounder, joined, slopes_of
-from advrepair.core.box import Box
+from advrepair.core.box import Box, concatenated
+from advrepair.core.layout import Layout, Pieces, SplitTree, lay_out
 from advrepair.core.patching import patch_identifiers
-from advrepair.core.types import Assignment, LinearBound, PropertySet, SplitPlan, worst_margin
-
-
-@define(eq=False)
-class SplitTree:
-    """How boxes were cut: node i < P is box i; a cut node has two later children.
-
-    owner: property of each node. parent: -1 for a root. dim: flat dimension of the cut, -1
-    for a leaf. cut: where. The child with the lower half comes first. A dimension s >= S is
-    a cut by the sign of ReLU input s - S, units of N before those of the patch.
-    """
-
-    owner: list[int]
-    parent: list[int]
-    dim: list[int]
-    cut: list[float]
-
-    @classmethod
-    def roots(cls, count: int) -> SplitTree:
-        """One leaf a box."""
-        return cls(list(range(count)), [-1] * count, [-1] * count, [0.0] * count)
-
-    def children(self) -> list[list[int]]:
-        """Of every node its two children, or none."""
-        below: list[list[int]] = [[] for _ in self.owner]
-        for child, parent in enumerate(self.parent):
-            if parent >= 0:
-                below[parent].append(child)
-        return below
-
-    def bisect(self, node: int, dim: int, cut: float) -> tuple[int, int]:
-        """Cut a leaf; returns its children."""
-        self.dim[node], self.cut[node] = dim, cut
-        first = len(self.owner)
-        self.owner += [self.owner[node]] * 2
-        self.parent += [node] * 2
-        self.dim += [-1, -1]
-        self.cut += [0.0, 0.0]
-        return first, first + 1
+from advrepair.core.types import (
+    Assignment,
+    LinearBound,
+    PropertySet,
+    Regions,
+    SplitPlan,
+    worst_margin,
+)
 
 
 @define(eq=False)
 class Worklist:
     """The pieces to prove: together they cover every box, because only the core splits.
 
-    box: W pieces. owner: [W], the property of each. node: [W], its leaf in the tree.
-    rows: of N in the training dtype. proof: of N, float64 and rigorous. All [W,M,*S].
-    slope: uint8 [R,U], N's slopes in the proof, of every node of the tree. order: [Q], the
-    patches sorted by what they serve, so that no result depends on the order of the data.
+    box: W pieces. owner: [W], the property of each. node: [W], its leaf in the tree. rows: of
+    N in the training dtype. proof: of N, float64 and rigorous. All [W,M,*S]. slope: uint8
+    [T,U], N's slopes in the proof, of each of the T nodes. home: [W], the region whose patch
+    serves the piece. order: [Q], the patches sorted by what they serve, so that no result
+    depends on the order of the data. begun: pieces that a patch served at first.
     """
 
     properties: PropertySet
-    patch: Tensor
     box: Box
     owner: Tensor
     node: Tensor
@@ -69,40 +39,70 @@ class Worklist:
     proof: LinearBound
     tree: SplitTree
     slope: Tensor
+    layout: Layout
+    home: Tensor
     order: Tensor
+    begun: int = 0
 
     @classmethod
-    def start(cls, properties: PropertySet, assignment: Assignment, bounder: Bounder) -> Worklist:
-        """One piece a property, N's rows computed and kept."""
-        every = torch.arange(len(properties))
+    def start(
+        cls, properties: PropertySet, bounder: Bounder, pieces: Pieces | None = None
+    ) -> Worklist:
+        """N's rows, computed and kept. pieces: how boxes were cut before; else one a property."""
+        pieces = pieces or Pieces.roots(properties)
         names = properties.identifiers()
-        first = torch.tensor(sorted(range(len(names)), key=names.__getitem__))
-        rows, proof = _base(bounder, properties, properties.box[first], first)
+        place = torch.empty(len(names), dtype=torch.long)
+        place[sorted(range(len(names)), key=names.__getitem__)] = torch.arange(len(names))
+        first = place[pieces.owner].argsort(stable=True)
+        rows, proof = _base(bounder, properties, pieces.box[first], pieces.owner[first])
         back = torch.argsort(first)
-        keys = patch_identifiers(properties, assignment)
+        slope = torch.zeros(len(pieces.tree.owner), bounder.network.units, dtype=torch.uint8)
+        slope[pieces.node] = slopes_of(proof, bounder.network)[back]
         return cls(
             properties,
-            assignment.patch,
-            properties.box,
-            every,
-            every.clone(),
+            pieces.box,
+            pieces.owner,
+            pieces.node,
             rows[back],
             proof[back],
-            SplitTree.roots(len(properties)),
-            slopes_of(proof, bounder.network)[back],
-            torch.tensor(sorted(range(len(keys)), key=keys.__getitem__)),
+            pieces.tree,
+            slope,
+            Layout.nothing(properties),
+            pieces.owner.clone(),
+            torch.zeros(0, dtype=torch.long),
         )
 
-    def margin(self) -> Tensor:
-        """N's own proved margin of every property, without any patch: [P], rigorous."""
-        worst = torch.full((len(self.properties),), torch.inf, dtype=torch.float64)
+    def serve(self, assignment: Assignment, bounder: Bounder) -> Regions:
+        """Lay out the regions: each patch is on where its properties need it."""
+        needy = ~(self.own_margin() > 0)
+        self.layout, self.home, roots = lay_out(
+            self.properties, self.tree, self.node, self.box, needy, assignment.patch
+        )
+        self.order = _sorted_patches(self.properties, assignment)
+        if len(roots.owner):
+            rows, proof = _base(bounder, self.properties, roots.box, roots.owner)
+            self.slope = torch.cat([self.slope, slopes_of(proof, bounder.network)])
+            self._append(roots.box, roots.owner, roots.node, rows, proof, roots.home)
+        self.begun = int((self.serving() >= 0).sum())
+        return self.layout.regions
+
+    def own_margin(self) -> Tensor:
+        """N's own proved margin on every piece, without any patch: [W], rigorous."""
         group = self.properties.group[self.owner]
-        own = worst_margin(self.proof.minimum_rigorous(self.box), group).nan_to_num(-torch.inf)
-        return worst.scatter_reduce(0, self.owner, own, "amin")
+        return worst_margin(self.proof.minimum_rigorous(self.box), group).nan_to_num(-torch.inf)
+
+    def margin(self) -> Tensor:
+        """N's own proved margin of every property: [P], rigorous."""
+        worst = torch.full((len(self.properties),), torch.inf, dtype=torch.float64)
+        return worst.scatter_reduce(0, self.owner, self.own_margin(), "amin")
+
+    def serving(self) -> Tensor:
+        """The patch that is on in each piece, or -1: [W]."""
+        return self.layout.regions.patch[self.home]
 
     def pieces_of(self, patches: Tensor) -> list[Tensor]:
         """Indices of the pieces of each patch, in the order of the worklist."""
-        serving = self.patch[self.owner]
+        serving = self.serving()
         order = torch.argsort(serving, stable=True)
         begin = torch.searchsorted(serving[order], patches)
         end = torch.searchsorted(serving[order], patches, right=True)
@@ -146,11 +146,32 @@ class Worklist:
         keep = torch.ones(len(self.owner), dtype=torch.bool)
         keep[parents] = False
         children = torch.tensor([pair[0] for pair in nodes] + [pair[1] for pair in nodes])
-        self.box = concatenated(self.box[keep], halves)
-        self.owner, old = torch.cat([self.owner[keep], self.owner[twice]]), self.node[keep]
-        self.node = torch.cat([old, children])
-        self.rows = joined([self.rows[keep], rows])
-        self.proof = joined([self.proof[keep], proof])
+        owner, home = self.owner[twice], self.home[twice]
+        self.box, self.owner, self.node = self.box[keep], self.owner[keep], self.node[keep]
+        self.home, self.rows, self.proof = self.home[keep], self.rows[keep], self.proof[keep]
+        self._append(halves, owner, children, rows, proof, home)
+
+    def _append(
+        self,
+        box: Box,
+        owner: Tensor,
+        node: Tensor,
+        rows: LinearBound,
+        proof: LinearBound,
+        home: Tensor,
+    ) -> None:
+        """Pieces more, at the end."""
+        self.box = concatenated(self.box, box)
+        self.owner, self.node = torch.cat([self.owner, owner]), torch.cat([self.node, node])
+        self.home = torch.cat([self.home, home])
+        self.rows, self.proof = joined([self.rows, rows]), joined([self.proof, proof])
+
+
+def _sorted_patches(properties: PropertySet, assignment: Assignment) -> Tensor:
+    """Patches in an order of what they serve: [Q]."""
+    keys = patch_identifiers(properties, assignment)
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    return torch.tensor(order, dtype=torch.long)
 
 
 def _base(
@@ -171,8 +192,3 @@ def _better(own: LinearBound, inherited: LinearBound, box: Box) -> LinearBound:
     if sizes is not None and inherited.magnitude is not None:
         sizes = torch.fmin(sizes, inherited.magnitude)
     return LinearBound(A, torch.where(take, own.b, inherited.b), sizes)
-
-
-def concatenated(a: Box, b: Box) -> Box:
-    """Boxes of a, then those of b."""
-    return Box(torch.cat([a.lower, b.lower]), torch.cat([a.upper, b.upper]))

@@ -91,8 +91,10 @@ def patch_chunks(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder
 
     As in :func:`~advrepair.core.bounding.chunks`, the chunks follow from the problem alone.
     """
+    if not len(repaired.bank):
+        return []
     template, rows = repaired.bank.template, worklist.properties.C.shape[1]
-    boxes = -(-len(worklist.properties) // len(repaired.bank))
+    boxes = -(-worklist.begun // len(repaired.bank))
     array = bytes_of_rows(template, rows, boxes)
     most = max(1, min(_CACHE_BYTES // array, _PATCHES_AT_ONCE, len(repaired.bank)))
     each = bytes_per_patch(template, rows, boxes)

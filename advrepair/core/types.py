@@ -182,7 +182,8 @@ class PropertySet:
 class Assignment:
     """Which patch serves which property.
 
-    patch: [P], the patch that is on in that property's box. names: one per patch, [Q].
+    patch: [P], the patch that is on where that property needs one, or -1 if it holds without;
+    an indicator is asked only about those that need one. names: one per patch, [Q].
     """
 
     patch: Tensor
@@ -190,6 +191,12 @@ class Assignment:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def among(self, which: Tensor) -> Assignment:
+        """The same where only some of the properties have a patch, which: bool [P]; -1 else."""
+        patch = torch.full_like(which, -1, dtype=torch.long)
+        patch[which] = self.patch
+        return Assignment(patch, self.names)
 
     def checked(self, properties: int) -> Assignment:
         """Raises UsageError unless every property has a patch and every patch a property."""
@@ -201,11 +208,22 @@ class Assignment:
 
 
 @frozen(eq=False)
+class Regions:
+    """Where which patch is on: the first region that holds an input decides.
+
+    box: R boxes. patch: [R]; -1 says that none is, whatever an allocator would choose.
+    """
+
+    box: Box
+    patch: Tensor
+
+
+@frozen(eq=False)
 class Centres:
     """What an allocator may know about the repaired inputs.
 
-    x: [P,*S]. logits: of the base network there, [P,K]. label, target, patch: [P].
-    patches: Q.
+    x: [P,*S]. logits: of the base network there, [P,K]. label, target: [P]. patch: [P], -1 of
+    a property that needed none. patches: Q.
     """
 
     x: Tensor
@@ -217,7 +235,8 @@ class Centres:
 
     def to_patches(self, chosen: Tensor) -> Tensor:
         """Patches of the chosen properties: bool [N,P] to bool [N,Q]."""
-        serves = torch.nn.functional.one_hot(self.patch, self.patches).to(chosen.device)
+        serves = self.patch[:, None] == torch.arange(self.patches, device=self.patch.device)
+        serves = serves.to(chosen.device)
         return (chosen.float() @ serves.float()) > 0
 
 

@@ -104,7 +104,7 @@ def _check_lengths(
     certificate: Mapping[str, Any],
     repaired: RepairedNetwork,
 ) -> None:
-    count, patches = len(repaired.box), len(repaired.bank)
+    count, patches = len(repaired.centres.x), len(repaired.bank)
     lengths = {"x_adv": count, "margin": count, "epochs": patches}
     wrong = [n for n, size in lengths.items() if len(_get(path, evaluation, n)) != size]
     if wrong or len(certificate["properties"]) != count:

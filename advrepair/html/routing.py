@@ -26,7 +26,7 @@ class Flow:
 
 def flows(run: RunFolder) -> tuple[Figure, list[Flow], str]:
     """The chart, its numbers, and how many queries were tried."""
-    count = len(run.repaired.box)
+    count = len(run.repaired.centres.x)
     index = torch.linspace(0, count - 1, min(count, _MOST)).round().long().unique()
     kinds = {"centres": run.repaired.centres.x, "adversarial examples": run.evaluation["x_adv"]}
     found = {label: _shares(run.repaired, x, index) for label, x in kinds.items()}
@@ -74,7 +74,7 @@ def _right(repaired: RepairedNetwork, index: Tensor, gates: Tensor) -> Tensor:
     """Own patch on, and none that serves another label: as ``routing`` in report.json."""
     label = repaired.centres.label
     serves = torch.zeros(len(repaired.bank), int(label.max()) + 2, dtype=torch.bool)
-    serves[repaired.patch, label] = True
+    serves[repaired.centres.patch, label] = True
     wrong = (gates.float() @ serves.float()) > 0
     wrong[torch.arange(len(index)), label[index]] = False
-    return gates.gather(1, repaired.patch[index, None])[:, 0] & ~wrong.any(1)
+    return gates.gather(1, repaired.centres.patch[index, None])[:, 0] & ~wrong.any(1)

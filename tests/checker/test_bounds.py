@@ -138,7 +138,7 @@ def margins(base, patch, level, box, C, d):
     free, slope = np.full((len(d), units), np.inf), np.zeros((len(d), units))
     part = np.hstack([box[0], -free]), np.hstack([box[1], free])
     regions = Region(base, level, part, slope), Region(patch, level, part, slope, base.units)
-    return row_margins(*regions, C, d, np.zeros((*d.shape, units)))[0]
+    return row_margins(regions, C, d, np.zeros((*d.shape, units)))[0]
 
 
 def test_large_numbers_prove_nothing():
@@ -292,7 +292,7 @@ def test_cuts_and_multipliers_hold_at_every_input_of_a_piece(seed, level):
     base = Region(nets[0], level, box, slope)
     patch = Region(nets[1], level, box, slope, nets[0].units)
     assert not (base.empty | patch.empty)[0]
-    found = row_margins(base, patch, C, d, multiplier)[0][0]
+    found = row_margins([base, patch], C, d, multiplier)[0][0]
     y = (values[0][1] + values[1][1]).double().numpy()[inside]
     rows = y @ C[0].T + d
     assert np.isfinite(found).all()

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     ]
     base = [*hidden, operation("y", "linear", "r", [1], weight="v")]
     header = {
-        "format": 2,
+        "format": 3,
         "base": {"input_shape": [1], "operations": base},
         "patch": {
             "input_shape": [1],
@@ -39,8 +39,9 @@ def folder(tmp_path_factory):
         "base/b": np.float32([0, -0.5]),
         "base/v": np.float32([[1, -1]]),
         "patch/w": np.zeros((1, 1, 1), np.float32),
-        "box/lower": low,
-        "box/upper": high,
+        "region/lower": low,
+        "region/upper": high,
+        "region/patch": np.int64([0]),
         "centres/patch": np.int64([0]),
         "centres/label": np.int64([-1]),
     }
@@ -50,6 +51,9 @@ def folder(tmp_path_factory):
         "group": np.int64([[0]]),
         "box.lower": low,
         "box.upper": high,
+        "region.node": np.int64([0]),
+        "shared.node": np.int64([]),
+        "shared.region": np.int64([]),
         "piece.node": np.int64(list(LEAVES)),
         "piece.margin": np.float64([0.05, 0.05, 0.05]),
         "piece.slope": np.zeros((3, 0), np.uint8),
@@ -63,10 +67,10 @@ def folder(tmp_path_factory):
         "multiplier.unit": np.int64([0]),
         "multiplier.value": np.float32([[1]]),
     }
-    claim = {"format": 2, "level": "deployed-float32", "network": digest(header, stored)}
+    claim = {"format": 3, "level": "deployed-float32", "network": digest(header, stored)}
     one = {"label": -1, "patch": 0, "status": "certified", "margin": 0.05}
     claim |= {"files": {}, "properties": [one]}
-    write(place, "certificate.safetensors", proof, {"format": 2})
+    write(place, "certificate.safetensors", proof, {"format": 3})
     write(place, "repaired.safetensors", stored, header)
     rehash(place, claim)
     return place
@@ -131,7 +135,7 @@ def a_false_claim(claim, proof, stored):
 
 
 def a_false_claim_where_no_piece_has_its_middle(claim, proof, stored):
-    proof["box.lower"][:] = stored["box/lower"][:] = -0.2
+    proof["box.lower"][:] = stored["region/lower"][:] = -0.2
     proof["d"][:] = -0.01
 
 
@@ -150,7 +154,7 @@ def test_a_piece_that_holds_no_input_needs_no_bound(folder, tmp_path):
     """On [-1, 0.25] the second unit is negative: whatever is said of the other half holds."""
 
     def narrow(claim, proof, stored):
-        proof["box.upper"][:] = stored["box/upper"][:] = 0.25
+        proof["box.upper"][:] = stored["region/upper"][:] = 0.25
         proof["piece.margin"][2] = np.inf
 
     found = verdict(edited(folder, tmp_path / "changed", narrow))

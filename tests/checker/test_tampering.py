@@ -179,16 +179,16 @@ def a_gift(claim, proof, stored):
 def wider(claim, proof, stored):
     for name in ("box.lower", "box.upper"):
         proof[name] = proof[name] + (5 if name == "box.upper" else -5)
-        stored[name.replace(".", "/")] = proof[name].copy()
+        stored[name.replace("box.", "region/")] = proof[name].copy()
 
 
 def one_sided(claim, proof, stored):
-    stored["box/upper"] = stored["box/upper"] + 1
+    stored["region/upper"] = stored["region/upper"] + 1
 
 
 def inside_out(claim, proof, stored):
     proof["box.lower"], proof["box.upper"] = proof["box.upper"], proof["box.lower"]
-    stored["box/lower"], stored["box/upper"] = proof["box.lower"], proof["box.upper"]
+    stored["region/lower"], stored["region/upper"] = proof["box.lower"], proof["box.upper"]
 
 
 def drop_piece(claim, proof, stored):
@@ -289,25 +289,26 @@ def swap_patches(claim, proof, stored):
 
 
 def reroute(claim, proof, stored):
-    stored["centres/patch"] = np.roll(stored["centres/patch"], 1)
+    stored["region/patch"] = np.roll(stored["region/patch"], 1)
 
 
 def reroute_both(claim, proof, stored):
     reroute(claim, proof, stored)
-    for each, patch in zip(claim["properties"], stored["centres/patch"].tolist(), strict=True):
+    stored["centres/patch"] = stored["region/patch"]
+    for each, patch in zip(claim["properties"], stored["region/patch"].tolist(), strict=True):
         each["patch"] = patch
 
 
 def drop_box(claim, proof, stored):
     for name in ("box.lower", "box.upper"):
         proof[name] = proof[name][:-1]
-        stored[name.replace(".", "/")] = proof[name].copy()
+        stored[name.replace("box.", "region/")] = proof[name].copy()
 
 
 def swap_boxes(claim, proof, stored):
     for name in ("box.lower", "box.upper"):
         proof[name] = proof[name][::-1].copy()
-        stored[name.replace(".", "/")] = proof[name].copy()
+        stored[name.replace("box.", "region/")] = proof[name].copy()
 
 
 def no_numbers(claim, proof, stored):

@@ -18,7 +18,7 @@ from advrepair.core.files import (
 )
 from advrepair.core.patching import attach
 from advrepair.core.registry import Registry
-from advrepair.core.types import SplitPlan
+from advrepair.core.types import Regions, SplitPlan
 from advrepair.plugins.allocators.cosine import Cosine
 from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.nearest import Nearest
@@ -35,7 +35,7 @@ def test_what_is_no_part_of_a_run_is_refused(tmp_path):
         with pytest.raises(UsageError, match="not readable as part of a run"):
             read_tensors(tmp_path / name)
     write_tensors(tmp_path / "future", {}, {"format": 99})
-    with pytest.raises(UsageError, match="has format 99: this version reads 2"):
+    with pytest.raises(UsageError, match="has format 99: this version reads 3"):
         read_repaired(tmp_path / "future", Registry.load())
 
 
@@ -43,7 +43,8 @@ def a_repaired(allocator, hidden):
     parts = some_parts()
     assignment = TargetedLabel().assign(parts.properties)
     network = a_network()
-    repaired = attach(network, parts.properties, assignment, allocator, hidden, 0)
+    regions = Regions(parts.properties.box, assignment.patch)
+    repaired = attach(network, parts.properties, regions, assignment, allocator, hidden, 0)
     generator = torch.Generator().manual_seed(0)
     stack = repaired.bank.stack
     repaired.bank.put(
@@ -74,7 +75,7 @@ def with_(key, value):
 @pytest.mark.parametrize(
     "edit",
     [
-        *map(without, ("allocator", "patch", "centres/target", "box/lower")),
+        *map(without, ("allocator", "patch", "centres/target", "region/lower")),
         with_("allocator", {}),
         with_("allocator.options", []),
         with_("base.operations.0.settings", []),

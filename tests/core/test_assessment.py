@@ -44,7 +44,7 @@ def an_assessor(allocator=None, checkpoint=None, stages=None, epsilon=0.1, const
     r = parts.repaired
     chosen = allocator or NoAllocator()
     model = RepairedNetwork(
-        r.base, bank if constant else r.bank, r.box, r.assignment, r.centres, chosen
+        r.base, bank if constant else r.bank, r.regions, r.assignment, r.centres, chosen
     )
     value = bank.stack[last_layer(bank.template)[1]]
     held = proved[r.patch]

@@ -13,10 +13,11 @@ from problems import a_network, a_problem, some_data, some_parts, the_balls, unt
 from advrepair.core import training
 from advrepair.core.attacking import Problem
 from advrepair.core.box import Box
-from advrepair.core.certification import are_constant, certify, prove, routed
+from advrepair.core.certification import are_constant, certify, prove
 from advrepair.core.constant import constant_patches as constants
 from advrepair.core.errors import SoundnessError
-from advrepair.core.types import LinearBound, SplitPlan, Status
+from advrepair.core.layout import Layout, SplitTree, routed
+from advrepair.core.types import LinearBound, PropertySet, Regions, SplitPlan, Status
 from advrepair.plugins.attacks.pgd import Pgd
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 
@@ -96,6 +97,17 @@ def test_an_unproved_patch_that_comes_later_or_elsewhere_does_no_harm():
     assert state(parts).status == (Status.CERTIFIED, Status.UNKNOWN, Status.CERTIFIED)
 
 
+def first_boxes(proved, box, patch):
+    """What holds where every box is a region, and all demand the same."""
+    every, count = torch.arange(len(patch)), len(patch)
+    one, none = torch.ones(count, 1), torch.full((count,), -1)
+    properties = PropertySet(
+        box, one[:, None], 0 * one, 0 * one.long(), none, none, box.center, ("p",) * count
+    )
+    layout = Layout(Regions(box, patch), every, torch.zeros(0, 2, dtype=torch.long))
+    return routed(proved, layout, properties, SplitTree.roots(count))
+
+
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2), st.booleans()), max_size=8))
 def test_the_first_box_decides_what_holds(boxes):
     """On a line of unit steps, point by point: the first box that holds it must be proved,
@@ -103,7 +115,7 @@ def test_the_first_box_decides_what_holds(boxes):
     lower = torch.tensor([[float(low)] for low, _, _ in boxes]).view(-1, 1)
     patch = torch.tensor([which for _, which, _ in boxes], dtype=torch.long)
     proved = torch.tensor([good for _, _, good in boxes], dtype=torch.bool)
-    found = routed(proved, Box(lower, lower + 1), patch)
+    found = first_boxes(proved, Box(lower, lower + 1), patch)
     for i, (low, which, good) in enumerate(boxes):
         expected = good
         for point in (low, low + 0.5, low + 1):
@@ -132,7 +144,7 @@ def test_margins_of_pieces_do_not_depend_on_chunks(at_once, monkeypatch):
     parts.worklist.split(SplitPlan(torch.tensor([3]), torch.tensor([0])), parts.bounder)
     margin = prove(parts.repaired, parts.worklist, parts.bounder).margin
     for piece in range(7):
-        patch = parts.worklist.patch[parts.worklist.owner[piece]][None]
+        patch = parts.worklist.serving()[piece][None]
         batch = parts.worklist.batch(patch, rigorous=True)
         stack = {name: t[patch] for name, t in parts.repaired.bank.stack.items()}
         slot = parts.worklist.pieces_of(patch)[0].tolist().index(piece)

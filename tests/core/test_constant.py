@@ -27,7 +27,8 @@ def margins_of(parts, stack, patches):
 @given(st.integers(0, 2**31), st.floats(0.01, 0.3), st.sampled_from([(), (5,)]))
 def test_one_is_proved_for_any_network_and_any_ball(seed, epsilon, hidden):
     network = a_network(seed)
-    x, y = some_data(4, network)
+    x = some_data(4, network)[0] + torch.arange(4)[:, None]  # balls that do not meet
+    y = network(x).argmax(1)
     properties = the_balls(network, x, (y + 1) % 4, epsilon)
     none = torch.arange(4)
     parts = some_parts(Problem(properties, x, none), network, hidden)
@@ -137,7 +138,9 @@ def test_the_baseline_is_a_repair_of_everything():
     bank, proved = constant_bank(parts.worklist, parts.bounder)
     assert proved.all() and isinstance(bank, PatchBank)
     old = parts.repaired
-    trivial = RepairedNetwork(old.base, bank, old.box, old.assignment, old.centres, old.allocator)
+    trivial = RepairedNetwork(
+        old.base, bank, old.regions, old.assignment, old.centres, old.allocator
+    )
     properties = parts.properties
     assert properties.violated(old(parts.problem.x_adv)).all()
     assert not properties.violated(trivial(parts.problem.x_adv)).any()

@@ -10,6 +10,7 @@ from advrepair.core.attacking import generalisation_set
 from advrepair.core.data import make_dataset
 from advrepair.core.evaluation import accuracy, rates, routing
 from advrepair.core.patching import attach
+from advrepair.core.types import Regions
 from advrepair.plugins.allocators.cosine import Cosine
 from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.none import NoAllocator
@@ -88,7 +89,9 @@ def test_routing_counts_what_the_allocator_alone_would_send_right(allocator):
     network, problem = a_network(), a_problem()
     properties = problem.properties
     assignment = UntargetedLabel().assign(properties)
-    repaired = attach(network, properties, assignment, allocator, (), 0)
+    repaired = attach(
+        network, properties, Regions(properties.box, assignment.patch), assignment, allocator, (), 0
+    )
     found = routing(repaired, problem)
     for name, x in (("clean", properties.center), ("adversarial", problem.x_adv)):
         gates = allocator.allocate(x, network(x), repaired.centres)

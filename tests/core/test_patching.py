@@ -18,7 +18,7 @@ from advrepair.core.patching import (
     patch_template,
 )
 from advrepair.core.properties import robustness
-from advrepair.core.types import Assignment
+from advrepair.core.types import Assignment, Regions
 from advrepair.plugins.allocators.cosine import Cosine
 from advrepair.plugins.allocators.none import NoAllocator
 from advrepair.testing.networks import convolutional, fully_connected
@@ -40,7 +40,9 @@ def repaired_network(hidden=(4,), allocator=None, epsilon=0.05, centres=None):
     label = torch.zeros(len(x), dtype=torch.long)
     properties = robustness(x, label, epsilon, 3)
     assignment = Assignment(torch.arange(len(x)), properties.names)
-    repaired = attach(network, properties, assignment, allocator or NoAllocator(), hidden, 0)
+    regions = Regions(properties.box, assignment.patch)
+    chosen = allocator or NoAllocator()
+    repaired = attach(network, properties, regions, assignment, chosen, hidden, 0)
     steps = torch.arange(1.0, len(x) + 1)[:, None].expand(-1, 3)
     repaired.bank.put(torch.arange(len(x)), constant_stack(repaired.bank.template, steps))
     return repaired

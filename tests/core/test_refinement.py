@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advrepair.core.bounding import Bounder
+from advrepair.core.layout import SplitTree
 from advrepair.core.patching import patch_template
 from advrepair.core.properties import robustness
-from advrepair.core.refinement import SplitTree, Worklist
+from advrepair.core.refinement import Worklist
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import Assignment, SplitPlan
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
@@ -22,13 +23,16 @@ def start(seed=0, count=3, patch=None, verifier=None, level="deployed-float32"):
     network = fully_connected(seed, (3, 8, 8, 4))
     generator = torch.Generator().manual_seed(seed)
     x, label = torch.rand(count, 3, generator=generator), torch.arange(count) % 4
+    x = x + 2 * torch.arange(count)[:, None]  # boxes that do not meet
     properties = robustness(x, label, 0.3, 4)
     template = patch_template(network, ())
     bounder = Bounder(network, template, verifier or DeepPoly(), DeepPoly(), Rounding(level), 2**30)
     patch = list(range(count)) if patch is None else patch
     names = tuple(f"patch {i}" for i in range(max(patch) + 1))
     assignment = Assignment(torch.tensor(patch), names)
-    return Worklist.start(properties, assignment, bounder), bounder
+    worklist = Worklist.start(properties, bounder)
+    worklist.serve(assignment, bounder)
+    return worklist, bounder
 
 
 def random_plan(worklist, generator):

@@ -14,6 +14,7 @@ from advrepair.core.constant import constant_patches
 from advrepair.core.interfaces import Attack, of_rows
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.threats import THREATS, FixedRoute, Target
+from advrepair.core.types import Regions
 from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.nearest import Nearest
 from advrepair.plugins.attacks.pgd import Pgd
@@ -27,7 +28,7 @@ def a_repair(allocator=None):
     parts.repaired.bank.put(torch.arange(6), stack)
     r = parts.repaired
     model = RepairedNetwork(
-        r.base, r.bank, r.box, r.assignment, r.centres, allocator or Nearest(within=1.0)
+        r.base, r.bank, r.regions, r.assignment, r.centres, allocator or Nearest(within=1.0)
     )
     return model, parts
 
@@ -121,8 +122,9 @@ def test_just_outside_finds_what_ends_at_the_face():
     asked = parts.properties
     short = Box(box.lower, torch.minimum(box.upper, parts.problem.x_adv - 1e-4).maximum(box.lower))
     inside = model.base
+    regions = Regions(short, model.patch)
     cut = RepairedNetwork(
-        inside, model.bank, short, model.assignment, model.centres, model.allocator
+        inside, model.bank, regions, model.assignment, model.centres, model.allocator
     )
     assert bool(broken(cut, asked, "just-outside").any())
 

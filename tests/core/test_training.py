@@ -53,7 +53,7 @@ def run(parts: Parts, settled=(), refiner=None, **budget):
 def proved(parts):
     margin = prove(parts.repaired, parts.worklist, parts.bounder).margin
     least = torch.full((len(parts.repaired.bank),), torch.inf, dtype=torch.float64)
-    return least.scatter_reduce(0, parts.worklist.patch[parts.worklist.owner], margin, "amin") > 0
+    return least.scatter_reduce(0, parts.worklist.serving(), margin, "amin") > 0
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (6, 4)])

@@ -6,10 +6,21 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from advrepair.core.interfaces import Allocator
+from advrepair.core.interfaces import Allocator, OperatorList
 from advrepair.core.options import option
 from advrepair.core.types import Centres
-from advrepair.plugins.allocators.labels import queries_at_once, same_label
+from advrepair.plugins.allocators.labels import (
+    queries_at_once,
+    same_label,
+    write_argmax,
+    write_equal,
+    write_to_patches,
+)
+
+
+def _unit(centres: Tensor) -> Tensor:
+    """Rows of length 1: [P,K]."""
+    return centres / centres.norm(dim=1, keepdim=True).clamp(min=torch.finfo(centres.dtype).tiny)
 
 
 def _similarity(logits: Tensor, centres: Tensor) -> Tensor:
@@ -19,7 +30,7 @@ def _similarity(logits: Tensor, centres: Tensor) -> Tensor:
     class by class: a matrix product may sum in another order when the batch has another
     size, and the last bit can decide which centre is the tenth.
     """
-    unit = centres / centres.norm(dim=1, keepdim=True).clamp(min=torch.finfo(centres.dtype).tiny)
+    unit = _unit(centres)
     total = logits.new_zeros(len(logits), len(centres))
     for query, centre in zip(logits.T, unit.T, strict=True):
         total += query[:, None] * centre[None]
@@ -48,3 +59,27 @@ class Cosine(Allocator):
         ranked = similarity.masked_fill(~candidate, -torch.inf)
         order = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.top]
         return torch.zeros_like(candidate).scatter(1, order, True) & candidate
+
+    def write(self, to: OperatorList, x: str, logits: str, centres: Centres) -> str:
+        """As operators: bool [N,Q]; the same products and sums, in the same order."""
+        candidate = write_equal(to, write_argmax(to, logits), centres.label)
+        query, total = to.call("Cast", logits, to=torch.float64), ""
+        for k, centre in enumerate(_unit(centres.logits.double()).T):
+            column = to.call("Gather", query, to.constant(torch.tensor([k])), axis=1)
+            product = to.call("Mul", column, to.constant(centre[None]))
+            total = product if not total else to.call("Add", total, product)
+        low, high = (to.constant(torch.tensor([e]).double()) for e in (-torch.inf, torch.inf))
+        ranked = to.call("Where", to.call("IsNaN", total), high, total)  # as torch sorts NaN
+        ranked = to.call("Where", candidate, ranked, low)
+        # Of equal values the one with the lower index comes first.
+        order = to.call("TopK", ranked, k=self._kept(centres), axis=1)
+        nothing = to.call("And", candidate, to.call("Not", candidate))
+        chosen = to.call("ScatterElements", nothing, order, to.call("Equal", order, order), axis=1)
+        return write_to_patches(to, to.call("And", chosen, candidate), centres)
+
+    def most(self, centres: Centres) -> int:
+        """As many as there are repaired inputs that lend theirs."""
+        return min(self._kept(centres), centres.patches)
+
+    def _kept(self, centres: Centres) -> int:
+        return min(self.top, len(centres.label))

@@ -6,7 +6,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from advrepair.core.interfaces import Allocator
+from advrepair.core.interfaces import Allocator, OperatorList
 from advrepair.core.types import Centres
 
 
@@ -19,3 +19,11 @@ class NoAllocator(Allocator):
     def allocate(self, x: Tensor, logits: Tensor, centres: Centres) -> Tensor:
         """Nothing for any query: bool [N,Q]."""
         return torch.zeros(len(x), centres.patches, dtype=torch.bool, device=x.device)
+
+    def write(self, to: OperatorList, x: str, logits: str, centres: Centres) -> str:
+        """One row of nothing, whatever the query."""
+        return to.constant(torch.zeros(1, centres.patches, dtype=torch.bool))
+
+    def most(self, centres: Centres) -> int:
+        """0."""
+        return 0
