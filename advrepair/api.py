@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import resolve
-from advrepair.core.data import Dataset, make_dataset
+from advrepair.core.data import Data, Dataset, make_dataset
 from advrepair.core.errors import UsageError
-from advrepair.core.inputs import clip_of
+from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.network import as_network
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.pipeline import Repair, check_bounds, find_problem
 from advrepair.core.pipeline import repair as run_repair
 from advrepair.core.registry import Registry
 from advrepair.core.sections import Layer
+from advrepair.core.types import PropertySet
 from advrepair.core.work import Progress, Work, silent
 
 
@@ -36,10 +37,11 @@ def load(folder: str | Path) -> RepairedNetwork:
 
 def repair(
     network: nn.Module,
-    x: ArrayLike | Tensor,
-    y: ArrayLike | Tensor,
+    x: ArrayLike | Tensor | None = None,
+    y: ArrayLike | Tensor | None = None,
     *,
-    epsilon: float,
+    epsilon: float | None = None,
+    properties: PropertySet | None = None,
     x_adv: ArrayLike | Tensor | None = None,
     x_test: ArrayLike | Tensor | None = None,
     y_test: ArrayLike | Tensor | None = None,
@@ -54,11 +56,14 @@ def repair(
 ) -> Repair:
     """Repair a network so that every input within epsilon of x_i keeps the label y_i.
 
+    And so that properties hold, if there are any; with them alone, leave x, y and epsilon out.
+
     Args:
         network: any feed-forward ``nn.Module``; it is not changed.
         x: inputs [N,*S]; uint8 is scaled to the input range.
         y: labels [N].
         epsilon: radius in input units.
+        properties: of boxes and rows, from :func:`advrepair.demands`.
         x_adv: counterexamples [N,*S], if you have them; otherwise an attack looks for them
             among the inputs that are classified correctly.
         x_test, y_test: data for the drawdown; it is not measured without them.
@@ -82,12 +87,18 @@ def repair(
         "run": {"seed": seed},
     }
     chosen = {s: {n: v for n, v in o.items() if v is not None} for s, o in given.items()}
-    asked = {"epsilon": epsilon, "input_range": list(input_range or ())}
+    if properties is None and x is None:
+        raise UsageError("there is nothing to repair: give x, y and epsilon, or properties")
+    if (x is None) != (y is None) or (x is None) != (epsilon is None):
+        raise UsageError("x, y and epsilon go together: give all of them or none")
+    asked: dict[str, object] = {"input_range": list(input_range or ()) if x is not None else []}
+    asked |= {} if epsilon is None else {"epsilon": epsilon}
     asked |= {"data": "given", "network": type(network).__name__}
+    asked |= {} if properties is None else {"property": ["given"]}
     beneath: list[Layer] = [] if preset is None else [{"run": {"preset": preset}}]
     layers: list[Layer] = [*beneath, settings or {}, chosen, {"problem": asked}]
     plan = resolve(Registry.load(), layers)
-    shape = np.shape(x)[1:]
+    shape = np.shape(x)[1:] if x is not None else properties.box.input_shape  # type: ignore
     known = as_network(network, None if hasattr(network, "input_shape") else shape)
 
     def dataset(name: str, x: Any, y: Any, x_adv: Any = None) -> Dataset:
@@ -98,11 +109,13 @@ def repair(
 
     if (x_test is None) != (y_test is None):
         raise UsageError("x_test and y_test go together: give both or neither")
-    data = dataset("x", x, y, x_adv)
+    data = None if x is None else Data(dataset("x", x, y, x_adv), None)
     test = dataset("x_test", x_test, y_test) if x_test is not None else None
     check_bounds(known, plan)
     work = Work(progress)
-    problem = find_problem(known, data, plan, work, count)
+    if properties is not None and tuple(properties.box.input_shape) != known.input_shape:
+        raise UsageError(f"properties: their boxes are not of inputs {known.input_shape}")
+    problem = find_problem(Inputs(known, data, properties), plan, work, count)
     return run_repair(known, problem, plan, work, test)
 
 

@@ -42,7 +42,10 @@ class Region:
         self.g = 8 * _U * (net.longest + 16)
         self.low, self.high = ([face[:, : net.sizes[0]]] for face in box)
         self.most = [np.maximum(-self.low[0], self.high[0])]
-        self.slack, self.lines = [np.zeros(0)], dict[int, tuple[slice, Array, Array, Array]]()
+        self.slack, self.lines = (
+            [np.zeros(0)],
+            dict[int, tuple[slice, Array, Array, Array, Array]](),
+        )
         self.valid = np.asarray((self.most[0] < 2.0**500).all(1))  # [B], else nothing is proved
         self.empty = np.zeros(len(slope), bool)  # no input of the box is in the piece
         sums = [0]  # on the way from the input to a value; intervals are exact through one
@@ -106,14 +109,18 @@ class Region:
         shift = np.where(unstable, np.maximum(-share * low, (1 - share) * high), 0.0)
         # The slope as stored, of stable units too: a steeper one may be worse in a part.
         above = np.where(unstable, share, active)
-        self.lines[len(self.low)] = (units, self.slope[:, units], above, shift)
+        steep = np.where(unstable, np.rint(self.slope[:, units] * 255) % 2, active)
+        self.lines[len(self.low)] = (units, self.slope[:, units], above, shift, steep)
         return np.maximum(low, 0), np.maximum(high, 0), self.g * self.most[source] + _TINY
 
-    def pull(self, value: int, A: Array, own: Array, cuts: Array | None = None) -> Triple:
+    def pull(
+        self, value: int, A: Array, own: Array, cuts: Array | None = None, steep: bool = False
+    ) -> Triple:
         """Rows [N,S] over a value as rows over the input, constants [N] and errors [N].
 
         On piece own[i], ``A . value >= result . x + constant - error`` in exact arithmetic.
-        cuts [N,units]: rows over the computed inputs of the ReLUs, which are added there.
+        cuts [N,units]: rows over the computed inputs of the ReLUs, which are added there. steep:
+        with 0 or 1 below a ReLU, as the last bit of its slope says, not with the slope itself.
         """
         waiting, constant, error = {value: A}, np.zeros(len(A)), np.zeros(len(A))
         while index := max(waiting):
@@ -121,7 +128,8 @@ class Region:
             error = error + _dot(abs(A), self.slack[index][own])
             constant = constant + A @ step.bias
             if step.kind == "relu":
-                units, below, above, shift = self.lines[index]
+                units, below, above, shift, ours = self.lines[index]
+                below = ours if steep else below
                 constant = constant + _dot(np.minimum(A, 0), shift[own])
                 A = np.maximum(A, 0) * below[own] + np.minimum(A, 0) * above[own]
                 arriving = [A] if cuts is None else [A, cuts[:, units]]
@@ -145,7 +153,9 @@ class Region:
         return lowest - error, error
 
 
-def row_margins(parts: list[Region], C: Array, d: Array, multiplier: Array) -> Pair:
+def row_margins(
+    parts: list[Region], C: Array, d: Array, multiplier: Array, steep: bool = False
+) -> Pair:
     """Lower bounds of ``C (N + P) + d`` on pieces, [B,M], -inf where unknown; and their errors.
 
     parts: N, or N and P. A piece without inputs has the bound inf. Where units lie in [0, inf], b z >= 0 for every
@@ -158,7 +168,7 @@ def row_margins(parts: list[Region], C: Array, d: Array, multiplier: Array) -> P
     used = cuts if cuts.any() else None
     b, size = d_, abs(d_)
     for part in parts:
-        row, constant, lost = part.pull(len(part.net.steps), C, own, used)
+        row, constant, lost = part.pull(len(part.net.steps), C, own, used, steep)
         A, b, error, size = A + row, b + constant, error + lost, size + abs(constant)
         most = most + part.most[-1]
     if len(parts) > 1:  # the sum N + P is rounded once

@@ -200,9 +200,10 @@ class _Check:
             box, level = (low[lost], high[lost]), self.verdict.level
             first = (0, self.base.units)
             parts = [Region(n, level, box, slope, at) for n, at in zip(nets, first, strict=False)]
-            found, error = row_margins(parts, C[lost], d[lost], multiplier)
-            again = np.stack([found, found + 4 * error])
-            rows[:, lost] = np.where(found > rows[0, lost], again, rows[:, lost])
+            for steep in (False, True):  # any slopes will do
+                found, error = row_margins(parts, C[lost], d[lost], multiplier, steep)
+                again = np.stack([found, found + 4 * error])
+                rows[:, lost] = np.where(found > rows[0, lost], again, rows[:, lost])
             worst = np.full((2, len(pieces)), np.inf)  # group, and of every group the best row
             for number in np.unique(group[group >= 0]):
                 best = np.where(group == number, rows, -np.inf).max(2)

@@ -26,6 +26,13 @@ def run(
         ),
     ] = None,
     data: Annotated[Text, _flag("NPZ", "Inputs x and labels y.")] = None,
+    property_: Annotated[
+        list[str] | None,
+        typer.Option("--property", metavar="FILE", help="VNN-LIB file of what must hold."),
+    ] = None,
+    decision: Annotated[
+        Text, _flag("RULE", "The output decided for: argmax, or argmin as in ACAS Xu.")
+    ] = None,
     factory: Annotated[
         Text, _flag("PACKAGE.MODULE:FUNCTION", "Builds the module of the weights.")
     ] = None,
@@ -80,11 +87,13 @@ def run(
     """
     if force and resume:
         raise UsageError("--force and --resume exclude each other: choose one")
-    flags: dict[str, dict[str, Text]] = {
+    flags: dict[str, dict[str, Text | list[str]]] = {
         "problem": {
             "network": network,
             "factory": factory,
             "data": data,
+            "property": property_,
+            "decision": decision,
             "epsilon": epsilon,
             "count": count,
             "input_range": input_range,
@@ -110,7 +119,7 @@ def run(
 
 def _repair(
     config: Text,
-    flags: dict[str, dict[str, Text]],
+    flags: dict[str, dict[str, Text | list[str]]],
     settings: list[str],
     out: Path | None,
     force: bool,
@@ -145,7 +154,7 @@ def _repair(
     return report
 
 
-def _given(flags: dict[str, dict[str, Text]]) -> dict[str, dict[str, object]]:
+def _given(flags: dict[str, dict[str, Text | list[str]]]) -> dict[str, dict[str, object]]:
     """The layer of those flags that were really given."""
     layer: dict[str, dict[str, object]] = {}
     for section, options in flags.items():

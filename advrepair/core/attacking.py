@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from attrs import frozen
+from attrs import Factory, field, frozen
 from torch import Tensor, nn
 
 from advrepair.core.box import Box
@@ -13,7 +13,8 @@ from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network
 from advrepair.core.interfaces import Attack
-from advrepair.core.properties import robustness
+from advrepair.core.layout import Pieces
+from advrepair.core.properties import robustness, united
 from advrepair.core.types import PropertySet
 
 _AT_ONCE = 256
@@ -22,14 +23,25 @@ Advance = Callable[[int], None]
 
 @frozen(eq=False)
 class Problem:
-    """What is to be repaired: P properties, each with a counterexample.
+    """What is to be repaired: P properties, and counterexamples of those that do not hold.
 
-    x_adv: [P,*S]. row: [P], the row of the data set behind each.
+    x_adv: [E,*S], property owner[e] is broken there; one of each property, unless said
+    otherwise. row: [P], the row of the data set behind it, -1 if there is none. unseen: more counterexamples, none of them in x_adv,
+    if they are known already: points and the property of each. pieces: how the boxes were cut
+    in the search for them.
     """
 
     properties: PropertySet
     x_adv: Tensor
     row: Tensor
+    owner: Tensor = field(default=Factory(lambda self: torch.arange(len(self.x_adv)), True))
+    unseen: tuple[Tensor, Tensor] | None = None
+    pieces: Pieces | None = None
+
+    @property
+    def broken(self) -> Tensor:
+        """Properties with a counterexample: bool [P]."""
+        return torch.bincount(self.owner, minlength=len(self.properties)) > 0
 
 
 def generator(seed: int, purpose: int) -> torch.Generator:
@@ -119,38 +131,48 @@ def _broken(network: Network, asked: Problem, count: int | None, have: int) -> P
 def generalisation_set(
     network: Network, problem: Problem, attack: Attack, samples: int, seed: int, advance: Advance
 ) -> tuple[Tensor, Tensor]:
-    """Up to ``samples`` further counterexamples of every property, for RGR.
+    """Up to ``samples`` further counterexamples of every property with a label, for RGR.
 
-    Returns points [N,*S] and the property of each, [N]. They differ from x_adv.
+    Returns points [N,*S] and the property of each, [N]; those that are known already besides.
+    They differ from x_adv.
     """
     noise = generator(seed, 2)
-    points, owners = [], []
-    every = torch.arange(len(problem.properties)).repeat_interleave(samples)
-    for index in every.split(_AT_ONCE):
-        asked, known = problem.properties[index], problem.x_adv[index]
+    points, owners = [problem.x_adv[:0]], [problem.owner[:0]]
+    labelled = (problem.properties.label[problem.owner] >= 0).nonzero()[:, 0]
+    for example in labelled.repeat_interleave(samples).split(_AT_ONCE):
+        index, known = problem.owner[example], problem.x_adv[example]
+        asked = problem.properties[index]
         start = uniform(asked.box, noise)
         x = perturb(attack, network, asked, start, noise)
         new = asked.violated(_logits(network, x)) & (x != known).flatten(1).any(1)
         points.append(x[new])
         owners.append(index[new])
         advance(len(index))
+    if problem.unseen is not None:
+        points.append(problem.unseen[0])
+        owners.append(problem.unseen[1])
     return torch.cat(points), torch.cat(owners)
 
 
 def counterexamples_left(
     model: nn.Module, problem: Problem, attack: Attack, seed: int, advance: Advance
 ) -> tuple[Tensor, Tensor]:
-    """Where the attack, or x_adv itself, breaks a property by model: bool [P], points [P,*S]."""
+    """Where the attack, or an x_adv itself, breaks a property by model: bool [P], points [P,*S]."""
     noise = generator(seed, 3)
+    properties = problem.properties
     hits, points = [], []
-    for index in torch.arange(len(problem.properties)).split(_AT_ONCE):
-        asked, x_adv = problem.properties[index], problem.x_adv[index]
+    for index in torch.arange(len(properties)).split(_AT_ONCE):
+        asked = properties[index]
         x = perturb(attack, model, asked, asked.box.clamp(asked.center), noise)
-        again = asked.violated(_logits(model, x_adv))
-        hits.append(again | asked.violated(_logits(model, x)))
-        points.append(torch.where(again.view(-1, *[1] * (x.dim() - 1)), x_adv, x))
+        hits.append(asked.violated(_logits(model, x)))
+        points.append(x)
         advance(len(index))
-    return torch.cat(hits), torch.cat(points)
+    hit, point = torch.cat(hits), torch.cat(points)
+    for example in torch.arange(len(problem.x_adv)).split(_AT_ONCE):
+        owner, x_adv = problem.owner[example], problem.x_adv[example]
+        again = properties[owner].violated(_logits(model, x_adv))
+        hit[owner[again]], point[owner[again]] = True, x_adv[again]
+    return hit, point
 
 
 def perturb(
@@ -190,23 +212,23 @@ def balls(
 
 
 def join(parts: list[Problem]) -> Problem:
-    """Several problems as one."""
-    sets = [part.properties for part in parts]
-    properties = PropertySet(
-        box=Box(torch.cat([s.box.lower for s in sets]), torch.cat([s.box.upper for s in sets])),
-        C=torch.cat([s.C for s in sets]),
-        d=torch.cat([s.d for s in sets]),
-        group=torch.cat([s.group for s in sets]),
-        label=torch.cat([s.label for s in sets]),
-        target=torch.cat([s.target for s in sets]),
-        center=torch.cat([s.center for s in sets]),
-        names=tuple(name for s in sets for name in s.names),
-    )
+    """Several problems as one; pieces and unseen examples are left out."""
+    before = [0]
+    for part in parts:
+        before.append(before[-1] + len(part.properties))
     return Problem(
-        properties,
+        united([part.properties for part in parts]),
         torch.cat([part.x_adv for part in parts]),
         torch.cat([part.row for part in parts]),
+        torch.cat([part.owner + n for part, n in zip(parts, before, strict=False)]),
     )
+
+
+def shifted(
+    examples: tuple[Tensor, Tensor] | None, before: int
+) -> tuple[Tensor, Tensor] | None:
+    """Examples of properties that stand behind others now."""
+    return None if examples is None else (examples[0], examples[1] + before)
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -215,6 +215,7 @@ def joined(parts: Sequence[LinearBound]) -> LinearBound:
         torch.cat([part.b for part in parts]),
         _joined([part.magnitude for part in parts]),
         _joined([part.slope for part in parts]),
+        _joined([part.influence for part in parts]),
     )
 
 

@@ -30,6 +30,7 @@ from advrepair.core.sections import (
     Plan,
     Problem,
     Run,
+    Screening,
     Training,
 )
 
@@ -41,6 +42,7 @@ class Configuration:
     problem: Problem
     plan: Plan
     patch: Patch
+    screening: Screening
     training: Training
     certification: Certification
     evaluation: Evaluation
@@ -97,9 +99,16 @@ def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
         name: build(cls, given.get(name, {}), name) for name, cls in SECTIONS.items()
     }
     problem: Problem = sections["problem"]
-    if not problem.data and problem.network != DEMO:
-        raise UsageError("problem.data is empty: name the npz file of the inputs with --data")
-    chosen = _select(registry, sections["plan"])
+    if not problem.data and not problem.property and problem.network != DEMO:
+        raise UsageError(
+            "problem.data is empty: name the npz file of the inputs with --data, or what must "
+            "hold with --property"
+        )
+    if problem.property and not problem.data and "input_range" not in given.get("problem", {}):
+        # Images lie in [0, 1]; the inputs of a property file wherever it says.
+        sections["problem"] = attrs.evolve(problem, input_range=())
+    files = bool(problem.property and not problem.data)
+    chosen = _select(registry, sections["plan"], files)
     sections["plan"] = Plan(**{role: cls.name for role, cls in chosen.items()})
     components = {
         role: build(cls, _own(cls, given.get(cls.name, {})), cls.name)
@@ -160,13 +169,14 @@ def _own(cls: type[Component], options: Mapping[str, object]) -> Mapping[str, ob
     return {name: value for name, value in options.items() if name in known}
 
 
-def _select(registry: Registry, plan: Plan) -> dict[str, type[Component]]:
-    """Classes by role, defaults filled in."""
+def _select(registry: Registry, plan: Plan, files: bool) -> dict[str, type[Component]]:
+    """Classes by role, defaults filled in. files: properties come from files too."""
     names = attrs.asdict(plan)
     verifier = cast(type[Verifier], registry.find("verifier", plan.verifier))
     indicator = cast(type[Indicator], registry.find("indicator", plan.indicator))
-    names["certifier"] = plan.certifier or (verifier.name if verifier.rigorous else "deeppoly")
-    names["allocator"] = plan.allocator or indicator.allocator
+    rigorous = verifier.name if verifier.rigorous else "deeppoly"
+    names["certifier"] = plan.certifier or ("zonotope" if files else rigorous)
+    names["allocator"] = plan.allocator or ("none" if files else indicator.allocator)
     names["evaluation_attack"] = plan.evaluation_attack or plan.attack
     chosen = {role: registry.find(kind, names[role]) for role, kind in ROLES.items()}
     if not cast(type[Verifier], chosen["certifier"]).rigorous:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from attrs import frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from advrepair.core.assessment import Assessment, Assessor, Examples, Settings, Stage
-from advrepair.core.attacking import Problem, generalisation_set
+from advrepair.core.attacking import Problem, generalisation_set, generator
 from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
 from advrepair.core.certification import Certificate
@@ -17,7 +17,7 @@ from advrepair.core.config import Configuration
 from advrepair.core.constant import constant_bank
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
-from advrepair.core.evaluation import Rates, rates, routing
+from advrepair.core.evaluation import Rates, inputs_around, rates, routing
 from advrepair.core.files import read_json, read_tensors
 from advrepair.core.inputs import clip_of
 from advrepair.core.interfaces import Attack
@@ -60,25 +60,38 @@ def quick(
     with stage("evaluation", len(problem.properties) * samples + 2) as advance:
         unseen = generalisation_set(base, problem, plan.attack, samples, plan.run.seed, advance)
         certified = torch.tensor([each is Status.CERTIFIED for each in certificate.status])
-        metrics = _share(certified) | rates(repaired, base, problem, unseen, test)
+        around = inputs_around(
+            base,
+            problem.properties,
+            plan.evaluation.inputs,
+            clip_of(plan.problem),
+            plan.problem.decision,
+            generator(plan.run.seed, 8),
+        )
+
+        def measured(model: nn.Module, which: Tensor, test: Dataset | None) -> Rates:
+            more = {} if around is None else around.rates(model, base)
+            return _share(which) | rates(model, base, problem, unseen, test) | more
+
+        metrics = measured(repaired, certified, test)
         advance(1)
-        # Every ball has a counterexample for the network as it was.
-        baseline = {"none": _share(certified & False) | rates(base, base, problem, unseen, None)}
+        own = worklist.margin() > 0  # N alone
+        baseline = {"none": measured(base, own, None)}
         baseline["none"]["DD"] = None if test is None else 0.0
         bank, proved = constant_bank(worklist, bounder)
         trivial = RepairedNetwork(
             base, bank, repaired.regions, repaired.assignment, repaired.centres, plan.allocator
         )
-        own = worklist.margin() > 0  # N alone
         served = repaired.centres.patch
         held = torch.where(served >= 0, proved[served], own) if len(proved) else own
         held = routed(held, worklist.layout, worklist.properties, worklist.tree)
-        baseline["constant-bias"] = _share(held) | rates(trivial, base, problem, unseen, test)
+        baseline["constant-bias"] = measured(trivial, held, test)
         advance(1)
         routes = routing(repaired, problem)
     constant = bank.stack[last_layer(bank.template)[1]]
     arrays = {
         "x_adv": problem.x_adv,
+        "x_adv.property": problem.owner,
         "row": problem.row,
         "unseen": unseen[0],
         "unseen.property": unseen[1],
@@ -130,7 +143,7 @@ def read_examples(folder: Path, repaired: RepairedNetwork) -> Examples:
     )
     try:
         return Examples(
-            Problem(properties, kept["x_adv"], kept["row"]),
+            Problem(properties, kept["x_adv"], kept["row"], kept["x_adv.property"]),
             (kept["unseen"], kept["unseen.property"]),
             kept["constant"],
             kept["constant.certified"],

@@ -36,6 +36,8 @@ def evaluate(
     check_digest(folder)
     repaired = read_repaired(folder / "repaired.safetensors", registry)
     source = data_path(plan.problem)
+    if source is None:
+        raise UsageError("the run had no data: name an npz file with --data to evaluate on")
     base = repaired.base
     data = load_data(source, base.input_shape, base.dtype, clip_of(plan.problem), base.outputs)
     if data.test is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from attrs import Factory, frozen
 
 from advrepair import demo
 from advrepair.core.data import Data, load_data
@@ -13,25 +15,79 @@ from advrepair.core.files import file_digest
 from advrepair.core.graph import Network
 from advrepair.core.network import load_network
 from advrepair.core.sections import DEMO, Problem
+from advrepair.core.specified import from_specifications
+from advrepair.core.types import PropertySet
+from advrepair.core.vnnlib import read_vnnlib
 
 
-def read_inputs(problem: Problem) -> tuple[Network, Data, dict[str, str]]:
-    """Network, data, and the SHA-256 of the files they came from.
+@frozen(eq=False)
+class Inputs:
+    """What was read. demanded: of the property files. digests: SHA-256 of every file."""
+
+    network: Network
+    data: Data | None
+    demanded: PropertySet | None
+    notes: tuple[str, ...] = ()
+    digests: dict[str, str] = Factory(dict)
+
+
+def read_inputs(problem: Problem) -> Inputs:
+    """Read every file that a problem names.
 
     Raises UsageError, UnsupportedNetworkError for what cannot be read or does not fit.
     """
-    bundled = problem.network == DEMO and not Path(DEMO).exists()
-    network_path = demo.NETWORK if bundled else Path(problem.network)
+    network_path = network_file(problem)
     source = data_path(problem)
     network = _network(network_path, problem.factory, source)
-    data = load_data(source, network.input_shape, network.dtype, clip_of(problem), network.outputs)
-    digests = {"network": file_digest(network_path), "data": file_digest(source)}
-    return network, data, digests
+    digests = {"network": file_digest(network_path)}
+    data = demanded = None
+    notes: tuple[str, ...] = ()
+    if source is not None:
+        clip = clip_of(problem)
+        data = load_data(source, network.input_shape, network.dtype, clip, network.outputs)
+        digests["data"] = file_digest(source)
+    if problem.property:
+        demanded, notes = read_properties(problem.property, network, clip_of(problem))
+        digests |= {f"property {path}": file_digest(Path(path)) for path in problem.property}
+    return Inputs(network, data, demanded, notes, digests)
 
 
-def data_path(problem: Problem) -> Path:
-    """The npz file with the inputs; that of the demo if none is named."""
-    return Path(problem.data) if problem.data else demo.IMAGES
+def network_file(problem: Problem) -> Path:
+    """The file of the network; that of the demo if there is none of its name."""
+    bundled = problem.network == DEMO and not Path(DEMO).exists()
+    return demo.NETWORK if bundled else Path(problem.network)
+
+
+def read_properties(
+    paths: Sequence[str], network: Network, clip: tuple[float, float] | None
+) -> tuple[PropertySet, tuple[str, ...]]:
+    """What files demand of a network, and what was read in a way that people should know of.
+
+    Raises UsageError for what cannot be read or does not fit, and for a region that leaves the
+    declared input range.
+    """
+    read = [read_vnnlib(Path(path)) for path in paths]
+    shape, outputs = network.input_shape, network.outputs
+    demanded = from_specifications(read, shape, outputs, network.dtype)
+    if clip is not None:
+        box = demanded.box
+        outside = (box.lower < clip[0]) | (box.upper > clip[1])
+        if bool(outside.any()):
+            which, place = (int(n) for n in outside.flatten(1).nonzero()[0])
+            faces = (face.flatten(1)[which, place].item() for face in (box.lower, box.upper))
+            low, high = faces
+            raise UsageError(
+                f"{demanded.names[which]}: X_{place} from {low:g} to {high:g} leaves the input "
+                f"range [{clip[0]:g}, {clip[1]:g}]; correct the file or pass --input-range"
+            )
+    return demanded, tuple(f"{each.name}: {note}" for each in read for note in each.notes)
+
+
+def data_path(problem: Problem) -> Path | None:
+    """The npz file with the inputs; that of the demo if nothing at all is named."""
+    if problem.data:
+        return Path(problem.data)
+    return None if problem.property else demo.IMAGES
 
 
 def clip_of(problem: Problem) -> tuple[float, float] | None:
@@ -40,14 +96,14 @@ def clip_of(problem: Problem) -> tuple[float, float] | None:
     return (bounds[0], bounds[1]) if bounds else None
 
 
-def _network(path: Path, factory: str, data: Path) -> Network:
+def _network(path: Path, factory: str, data: Path | None) -> Network:
     """A module that does not say its input shape takes that of the data."""
     if not factory or path.suffix == ".onnx":
         return load_network(path, factory)
     try:
         return load_network(path, factory)
     except UsageError as error:
-        shape = _shape_of(data) if "input_shape" in str(error) else None
+        shape = _shape_of(data) if data and "input_shape" in str(error) else None
         if shape is None:
             raise
     return load_network(path, factory, shape)

@@ -11,8 +11,8 @@ import torch
 from attrs import define, frozen
 from torch import Tensor
 
-from advrepair.core.box import Box
-from advrepair.core.types import PropertySet, Regions
+from advrepair.core.box import Box, concatenated
+from advrepair.core.types import LinearBound, PropertySet, Regions
 
 
 @define(eq=False)
@@ -65,18 +65,44 @@ class SplitTree:
 
 @frozen(eq=False)
 class Pieces:
-    """Parts that cover the boxes. box: W of them. owner, node: [W], property and leaf."""
+    """Parts that cover the boxes. box: W of them. owner, node: [W], property and leaf.
+
+    open: [.], the parts that were not proved when they were made. proof: N's rows on them,
+    rigorous, if they are known.
+    """
 
     tree: SplitTree
     box: Box
     owner: Tensor
     node: Tensor
+    open: Tensor
+    proof: LinearBound | None = None
 
     @classmethod
     def roots(cls, properties: PropertySet) -> Pieces:
         """Each box in one piece."""
         every = torch.arange(len(properties))
-        return cls(SplitTree.roots(len(properties)), properties.box, every, every.clone())
+        tree = SplitTree.roots(len(properties))
+        return cls(tree, properties.box, every, every.clone(), every.clone())
+
+    def behind(self, properties: PropertySet, before: int) -> Pieces:
+        """The same where so many other properties, one piece each, stand before these."""
+        roots, count = before, len(properties) - before
+        old, first = self.tree, torch.arange(roots)
+        # Boxes are the first nodes, so those of the others come in front of everything.
+        tree = SplitTree(
+            list(range(before)) + [owner + before for owner in old.owner],
+            [-1] * before + [-1 if n < count else up + before for n, up in enumerate(old.parent)],
+            [-1] * before + old.dim,
+            [0.0] * before + old.cut,
+        )
+        return Pieces(
+            tree,
+            concatenated(properties.box[:before], self.box),
+            torch.cat([first, self.owner + before]),
+            torch.cat([first, self.node + before]),
+            torch.cat([first, self.open + before]),
+        )
 
 
 @frozen(eq=False)

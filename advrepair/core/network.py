@@ -1,4 +1,4 @@
-"""Load a network: an ONNX file, or weights with a factory that builds their module."""
+"""Load a network: an ONNX or .nnet file, or weights with a factory that builds their module."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from advrepair.core.assembly import one_line
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network
+from advrepair.core.nnet import read_nnet
 from advrepair.core.onnx_import import read_onnx
 from advrepair.core.tracing import trace
 
@@ -31,7 +32,7 @@ def load_network(
 ) -> Network:
     """Load a network from a file.
 
-    path: ``.onnx``, or weights in ``.safetensors``, ``.pt`` or ``.pth``. factory: for
+    path: ``.onnx``, ``.nnet``, or weights in ``.safetensors``, ``.pt`` or ``.pth``. factory: for
     weights, ``package.module:function``, which returns the module that takes them.
     input_shape: *S for weights; the module's attribute ``input_shape`` if None.
     Raises UsageError if the file or the factory cannot be used; UnsupportedNetworkError for
@@ -43,12 +44,13 @@ def load_network(
     if not path.is_file():
         raise UsageError(f"{path}: not a file; name the network's file")
     suffix = path.suffix.lower()
-    if suffix == ".onnx":
+    if suffix in _WHOLE:
+        kind, read = _WHOLE[suffix]
         if factory:
-            raise UsageError(f"{path}: an ONNX file needs no factory; leave {factory!r} out")
-        return read_onnx(path)
+            raise UsageError(f"{path}: {kind} file needs no factory; leave {factory!r} out")
+        return read(path)
     if suffix not in _READERS:
-        known = ", ".join([".onnx", *_READERS])
+        known = ", ".join([*_WHOLE, *_READERS])
         raise UsageError(f"{path}: suffix {suffix!r} is not a network; use one of {known}")
     if not factory:
         raise UsageError(
@@ -113,6 +115,11 @@ def _read_pickle(path: Path) -> State:
     return {str(name): tensor for name, tensor in state.items()}
 
 
+# Files that hold a whole network.
+_WHOLE: dict[str, tuple[str, Callable[[Path], Network]]] = {
+    ".onnx": ("an ONNX", read_onnx),
+    ".nnet": ("a .nnet", read_nnet),
+}
 _READERS: dict[str, Callable[[Path], State]] = {
     ".safetensors": _read_safetensors,
     ".pt": _read_pickle,

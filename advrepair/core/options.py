@@ -27,6 +27,7 @@ _TYPES: dict[object, str] = {
     str: "str",
     tuple[int, ...]: _LIST + "int",
     tuple[float, ...]: _LIST + "float",
+    tuple[str, ...]: _LIST + "str",
 }
 _ALLOWED = {
     "bool": "true or false",
@@ -35,6 +36,7 @@ _ALLOWED = {
     "str": "text",
     _LIST + "int": "a list of integers such as [64, 16]",
     _LIST + "float": "a list of finite numbers such as [0, 1]",
+    _LIST + "str": 'a list of texts such as ["a", "b"]',
 }
 
 
@@ -200,7 +202,7 @@ def _described(cls: type, attribute: attrs.Attribute[Any], hints: Mapping[str, o
     kind = _TYPES.get(hints[attribute.name])
     if kind is None:
         raise PluginError(
-            f"{where}: an option is a bool, int, float, str, tuple[int, ...] or tuple[float, ...]"
+            f"{where}: an option is a bool, int, float, str, or a tuple[int | float | str, ...]"
         )
     return Option(attribute.name, kind, attribute.default, **attribute.metadata[_METADATA])
 

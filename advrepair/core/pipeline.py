@@ -7,7 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+import torch
+from attrs import evolve, frozen
 from torch import Tensor
 
 from advrepair.core import artefacts, evaluating, reporting
@@ -15,24 +16,32 @@ from advrepair.core.attacking import (
     Problem,
     balls,
     find_counterexamples,
+    generator,
     given_counterexamples,
+    join,
+    shifted,
 )
 from advrepair.core.bounding import Bounder, bytes_per_box, bytes_per_patch, chunks, fitting
 from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
+from advrepair.core.evaluation import Around, inputs_around
 from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
 from advrepair.core.graph import Network, size
-from advrepair.core.inputs import clip_of, read_inputs
+from advrepair.core.inputs import Inputs, clip_of, read_inputs
 from advrepair.core.patching import RepairedNetwork, attach, patch_template
+from advrepair.core.preserving import Decisions, propose, sampled
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
 from advrepair.core.rounding import Rounding
 from advrepair.core.run_folder import Checkpoint, Folder
 from advrepair.core.run_folder import manifest as run_manifest
+from advrepair.core.screening import Screen
 from advrepair.core.training import Trained, train
+from advrepair.core.types import PropertySet
+from advrepair.core.violations import find_violations
 from advrepair.core.work import Progress, Work, silent
 
 
@@ -71,17 +80,16 @@ def run(
     """
     text = to_toml(configuration)
     place = Folder(folder)
-    network, data, inputs = read_inputs(configuration.problem)
-    manifest = run_manifest(registry, inputs, configuration.run.seed)
+    inputs = read_inputs(configuration.problem)
+    network, test = inputs.network, None if inputs.data is None else inputs.data.test
+    manifest = run_manifest(registry, inputs.digests, configuration.run.seed)
     if place.claim(text, manifest, force, resume):
         return read_json(folder / "report.json")
     work = Work(progress, Checkpoint(place.partial))
     try:
         check_bounds(network, configuration)
-        problem = find_problem(
-            network, data.repair, configuration, work, configuration.problem.count
-        )
-        result = repair(network, problem, configuration, work, data.test)
+        problem = find_problem(inputs, configuration, work, configuration.problem.count)
+        result = repair(network, problem, configuration, work, test)
     except UsageError:
         place.discard()
         raise
@@ -106,10 +114,12 @@ def repair(
     """
     plan, properties = configuration, problem.properties
     refuse_contradictions(properties)
-    assignment = plan.indicator.assign(properties).checked(len(properties))
     bounder = make_bounder(network, plan)
     with run.stage("bounds", len(properties)):
-        worklist = Worklist.start(properties, bounder)
+        worklist = Worklist.start(properties, bounder, problem.pieces)
+        needy = _needy(problem, worklist, plan)
+        assignment = plan.indicator.assign(properties[needy.nonzero()[:, 0]])
+        assignment = assignment.checked(int(needy.sum())).among(needy)
         regions = worklist.serve(assignment, bounder)
     repaired = attach(
         network, properties, regions, assignment, plan.allocator, plan.patch.hidden, plan.run.seed
@@ -128,7 +138,84 @@ def repair(
     return Repair(repaired, problem, certificate, report, kept)
 
 
-def find_problem(
+def _needy(problem: Problem, worklist: Worklist, plan: Configuration) -> Tensor:
+    """Properties that are repaired: bool [P]. The others are left alone."""
+    if plan.screening.undecided == "repair":
+        return problem.broken | ~(worklist.margin() > 0)
+    return problem.broken
+
+
+def find_problem(inputs: Inputs, plan: Configuration, run: Work, count: int | None) -> Problem:
+    """What data and property files demand, with counterexamples.
+
+    count: how many balls, or None for all there are. Raises UsageError if there are fewer.
+    """
+    parts = []
+    if inputs.data is not None:
+        parts.append(find_balls(inputs.network, inputs.data.repair, plan, run, count))
+    if inputs.demanded is not None:
+        parts.append(find_broken(inputs.network, inputs.demanded, plan, run))
+    if len(parts) == 1:
+        return parts[0]
+    whole, before = join(parts), len(parts[0].properties)
+    pieces = parts[1].pieces
+    return evolve(
+        whole,
+        unseen=shifted(parts[1].unseen, before),
+        pieces=None if pieces is None else pieces.behind(whole.properties, before),
+    )
+
+
+def find_broken(
+    network: Network, demanded: PropertySet, plan: Configuration, run: Work
+) -> Problem:
+    """Which properties do not hold: boxes are cut where N is not proved, and searched there.
+
+    Raises UsageError for demands that cannot hold together.
+    """
+    refuse_contradictions(demanded)
+    bounder, count = make_bounder(network, plan), plan.evaluation.examples
+    every, wanted = torch.arange(len(demanded)), (1 + plan.evaluation.samples) * count
+    with run.stage("screening", plan.screening.pieces) as advance:
+        samples = _samples(network, demanded, plan)
+        screen = Screen(demanded, bounder, plan.refiner, plan.screening, samples, advance)
+        pieces = screen.run(every if _few(network, plan) else every[:0])
+    with run.stage("attack", len(demanded)) as advance:
+        box, owner = pieces.box[pieces.open], pieces.owner[pieces.open]
+        found = find_violations(
+            network, demanded, every, box, owner, plan.attack, wanted, plan.run.seed, advance
+        )
+    first = torch.cat([(found.owner == i).nonzero()[:, 0][:count] for i in every.tolist()])
+    rest = torch.ones(len(found.owner), dtype=torch.bool)
+    rest[first] = False
+    return Problem(
+        demanded,
+        found.x[first],
+        torch.full_like(every, -1),
+        found.owner[first],
+        (found.x[rest], found.owner[rest]),
+        pieces,
+    )
+
+
+def _samples(
+    network: Network, properties: PropertySet, plan: Configuration
+) -> tuple[Tensor, Decisions]:
+    """Decisions that a repair should keep, of other inputs than those it is measured on."""
+    noise, asked = generator(plan.run.seed, 9), plan.problem
+    count = plan.evaluation.inputs
+    found = inputs_around(network, properties, count, clip_of(asked), asked.decision, noise)
+    if found is None:
+        found = Around(properties.center[:0], properties.center[:0], asked.decision)
+    return sampled(network, found)
+
+
+def _few(network: Network, plan: Configuration) -> bool:
+    """Whether boxes have so few inputs that cutting them can pay."""
+    return size(network.input_shape) <= plan.screening.inputs
+
+
+def find_balls(
     network: Network, data: Dataset, plan: Configuration, run: Work, count: int | None
 ) -> Problem:
     """Counterexamples: from the data, from an interrupted run, or from the attack.
@@ -161,6 +248,9 @@ def _train(
             if saved := run.checkpoint.load(name):
                 _restore(saved, repaired, result)
     with run.stage("training", len(repaired.bank)) as advance:
+        if bool((worklist.properties.label < 0).any()):
+            samples = _samples(repaired.base, worklist.properties, plan)
+            propose(repaired, worklist, bounder, samples, result)
         advance(int(result.settled.sum()))
 
         def settled(patches: Tensor, split: bool) -> None:

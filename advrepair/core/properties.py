@@ -1,4 +1,7 @@
-"""What is demanded: from points and a radius, or from boxes and rows; and in words."""
+"""What is demanded: from points and a radius, or from boxes and rows; and in words.
+
+Also, whether the demands of boxes that overlap can hold together.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +113,27 @@ def demands(
     return evolve(properties, C=C * real[:, :, None], d=d * real)
 
 
+def united(sets: Sequence[PropertySet]) -> PropertySet:
+    """Several sets of properties as one; where one has fewer rows, rows that say nothing."""
+    most = max(each.C.shape[1] for each in sets)
+
+    def filled(rows: Tensor, value: float) -> Tensor:
+        lacking = rows.new_full((len(rows), most - rows.shape[1], *rows.shape[2:]), value)
+        return torch.cat([rows, lacking], 1)
+
+    boxes = [each.box for each in sets]
+    return PropertySet(
+        box=Box(torch.cat([b.lower for b in boxes]), torch.cat([b.upper for b in boxes])),
+        C=torch.cat([filled(each.C, 0) for each in sets]),
+        d=torch.cat([filled(each.d, 0) for each in sets]),
+        group=torch.cat([filled(each.group, -1) for each in sets]),
+        label=torch.cat([each.label for each in sets]),
+        target=torch.cat([each.target for each in sets]),
+        center=torch.cat([each.center for each in sets]),
+        names=tuple(name for each in sets for name in each.names),
+    )
+
+
 def refuse_contradictions(properties: PropertySet) -> None:
     """Raises UsageError if two boxes overlap and no output meets the demands of both.
 
@@ -118,51 +142,51 @@ def refuse_contradictions(properties: PropertySet) -> None:
     """
     pairs = properties.box.meets(properties.box)
     i, j = pairs[pairs[:, 0] < pairs[:, 1]].T
-    same = torch.ones_like(i, dtype=torch.bool)
-    for part in (properties.C, properties.d, properties.group):
-        same &= (part[i] == part[j]).flatten(1).all(1)
-    if bool(same.all()):
+    if not len(i):
         return
     # Few demands are distinct, and a pair of them is tried once, however many boxes meet.
-    kinds: dict[bytes, int] = {}
-    kind = {
-        p: kinds.setdefault(_content(properties, p), len(kinds))
-        for p in torch.cat([i[~same], j[~same]]).unique().tolist()
-    }
-    known: dict[tuple[int, int], bool] = {}
-    bad = []
-    for a, b in zip(i[~same].tolist(), j[~same].tolist(), strict=True):
-        key = (min(kind[a], kind[b]), max(kind[a], kind[b]))
-        if key not in known:
-            known[key] = common_output(*_together(properties, a, b)) is not None
-        if not known[key]:
-            bad.append((a, b))
-    if not bad:
+    kind = _kinds(properties)
+    i, j = i[kind[i] != kind[j]], j[kind[i] != kind[j]]
+    low, high = torch.minimum(kind[i], kind[j]), torch.maximum(kind[i], kind[j])
+    found, which = (low * (int(kind.max()) + 1) + high).unique(return_inverse=True)
+    first = torch.full((len(found),), len(i)).scatter_reduce(0, which, torch.arange(len(i)), "amin")
+    never = torch.tensor([common_output(*_together(properties, i[k], j[k])) is None for k in first])
+    if not bool(never.any()):
         return
-    a, b = bad[0]
+    bad = never[which].nonzero()[:, 0]
+    a, b = int(i[bad[0]]), int(j[bad[0]])
+    proved = impossible(*_together(properties, a, b))
     labelled = int(properties.label[a]) >= 0 and int(properties.label[b]) >= 0
-    never = labelled or impossible(*_together(properties, a, b))
     raise UsageError(
         f"{properties.names[a]} ({_demand(properties, a)}) and {properties.names[b]} "
-        f"({_demand(properties, b)}) overlap and "
-        + ("cannot both hold" if never else "no output was found that meets both")
+        f"({_demand(properties, b)}) "
+        + (
+            "overlap and cannot both hold"
+            if proved
+            else "overlap, and no output was found that meets both"
+        )
         + (f" ({len(bad)} such pairs)" if len(bad) > 1 else "")
-        + ("; use a smaller --epsilon, or" if labelled else ";")
-        + " leave one of them out"
-        + (" of the data" if labelled else "")
+        + ("; use a smaller --epsilon, or leave one of them out of the data" if labelled else "")
+        + ("" if labelled else "; leave one of them out")
     )
 
 
-def _content(properties: PropertySet, index: int) -> bytes:
-    parts = (properties.C[index], properties.d[index], properties.group[index])
-    return b"".join(part.cpu().numpy().tobytes() for part in parts)
+def _kinds(properties: PropertySet) -> Tensor:
+    """Numbers that two properties share iff they demand the same, [P]."""
+    parts = (properties.C, properties.d, properties.group)
+    rows = zip(*(part.flatten(1).cpu().numpy() for part in parts), strict=True)
+    known: dict[bytes, int] = {}
+    content = (b"".join(part.tobytes() for part in row) for row in rows)
+    return torch.tensor([known.setdefault(each, len(known)) for each in content])
 
 
-def _together(properties: PropertySet, a: int, b: int) -> tuple[Tensor, Tensor, Tensor]:
+def _together(
+    properties: PropertySet, a: int | Tensor, b: int | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of two properties as those of one: C [2M,K], d [2M], group [2M]."""
     first, second = properties.group[a], properties.group[b]
     shifted = torch.where(second < 0, second, second + first.max() + 1)
-    rows, pair = torch.cat([first, shifted]), torch.tensor([a, b])
+    rows, pair = torch.cat([first, shifted]), torch.tensor([int(a), int(b)])
     return properties.C[pair].double().flatten(0, 1), properties.d[pair].double().flatten(), rows
 
 

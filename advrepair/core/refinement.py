@@ -7,7 +7,7 @@ from attrs import define
 from torch import Tensor
 
 from advrepair.core.bounding import Batch, Bounder, joined, slopes_of
-from advrepair.core.box import Box, concatenated
+from advrepair.core.box import Box, concatenated, dot
 from advrepair.core.layout import Layout, Pieces, SplitTree, lay_out
 from advrepair.core.patching import patch_identifiers
 from advrepair.core.types import (
@@ -16,6 +16,7 @@ from advrepair.core.types import (
     PropertySet,
     Regions,
     SplitPlan,
+    group_margin,
     worst_margin,
 )
 
@@ -54,17 +55,21 @@ class Worklist:
         place = torch.empty(len(names), dtype=torch.long)
         place[sorted(range(len(names)), key=names.__getitem__)] = torch.arange(len(names))
         first = place[pieces.owner].argsort(stable=True)
-        rows, proof = _base(bounder, properties, pieces.box[first], pieces.owner[first])
-        back = torch.argsort(first)
+        if pieces.proof is None:
+            rows, proof = _base(bounder, properties, pieces.box[first], pieces.owner[first])
+            back = torch.argsort(first)
+            rows, proof = rows[back], proof[back]
+        else:
+            rows, proof = pieces.proof.to(bounder.network.dtype), pieces.proof
         slope = torch.zeros(len(pieces.tree.owner), bounder.network.units, dtype=torch.uint8)
-        slope[pieces.node] = slopes_of(proof, bounder.network)[back]
+        slope[pieces.node] = slopes_of(proof, bounder.network)
         return cls(
             properties,
             pieces.box,
             pieces.owner,
             pieces.node,
-            rows[back],
-            proof[back],
+            rows,
+            proof,
             pieces.tree,
             slope,
             Layout.nothing(properties),
@@ -192,3 +197,14 @@ def _better(own: LinearBound, inherited: LinearBound, box: Box) -> LinearBound:
     if sizes is not None and inherited.magnitude is not None:
         sizes = torch.fmin(sizes, inherited.magnitude)
     return LinearBound(A, torch.where(take, own.b, inherited.b), sizes)
+
+
+def loss_slope(A: Tensor, margin: Tensor, group: Tensor) -> Tensor:
+    """Gradient in x of the violated hinges, [B,*S] (Alg. 1, line 16).
+
+    A: [B,M,*S]. margin, group: [B,M].
+    """
+    rows = margin.detach().requires_grad_()
+    loss = (-group_margin(rows, group)).clamp(min=0).sum()
+    (weight,) = torch.autograd.grad(loss, rows)
+    return dot(A.flatten(2).transpose(1, 2), weight).view(A.shape[0], *A.shape[2:])

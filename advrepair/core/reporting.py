@@ -77,11 +77,11 @@ def report(
     }
 
 
-_STAGES = ("attack", "bounds", "training", "certification", "branch and bound", "evaluation")
+_STAGES = ("screening", "attack", "bounds", "training", "certification", "branch and bound", "evaluation")
 
 
 # Every metric, in the order of the tables; null where it was not measured.
-METRICS = ("certified", "RSR", "RGR", "DD", "FDD", "DSR", "DGSR-query", "DGSR-oracle")
+METRICS = ("certified", "RSR", "RGR", "DD", "FDD", "fidelity", "DSR", "DGSR-query", "DGSR-oracle")
 
 
 def _complete(rates: Rates) -> Rates:

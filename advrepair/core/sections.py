@@ -48,6 +48,12 @@ class Problem:
     )
     factory: str = option("", "package.module:function that builds the module for the weights")
     data: str = option("", "an npz file with x and y; empty for the demo's own images")
+    property: tuple[str, ...] = option((), "VNN-LIB files: what must hold on which inputs")
+    decision: str = option(
+        "argmax",
+        "which output a network decides for: argmax, the largest, or argmin, as in ACAS Xu",
+        choices=("argmax", "argmin"),
+    )
     epsilon: float = option(0.1, "radius of the balls, in input units", above=0)
     count: int = option(50, "how many counterexamples to repair", at_least=1)
     input_range: tuple[float, ...] = option(
@@ -102,6 +108,20 @@ class Training:
 
 
 @attrs.frozen
+class Screening:
+    """How the boxes of properties are cut where the network alone is not proved."""
+
+    pieces: int = option(4000, "pieces of all boxes together, at most; 1: none is cut", at_least=1)
+    split: int = option(400, "pieces cut at a time, at most (the paper's K)", at_least=1)
+    inputs: int = option(32, "boxes of more inputs are not cut", at_least=0)
+    undecided: str = option(
+        "leave",
+        "a property with no counterexample and no proof: leave it as it is, or repair it",
+        choices=("leave", "repair"),
+    )
+
+
+@attrs.frozen
 class Certification:
     """What is certified, and how hard it is tested."""
 
@@ -117,7 +137,9 @@ class Certification:
 class Evaluation:
     """What is measured beside the proof."""
 
-    samples: int = option(10, "adversarial examples a ball for RGR", at_least=1)
+    samples: int = option(10, "examples for RGR to each one for RSR", at_least=1)
+    examples: int = option(500, "counterexamples of a property file's region for RSR", at_least=1)
+    inputs: int = option(5000, "random inputs in and outside a region, for FDD", at_least=1)
     scope: str = option(
         "quick",
         "quick: RSR, RGR, DD; full: attacks on unseen inputs too",
@@ -140,7 +162,7 @@ class Run:
 
 SECTIONS: dict[str, type] = {
     cls.__name__.lower(): cls
-    for cls in (Problem, Plan, Patch, Training, Certification, Evaluation, Run)
+    for cls in (Problem, Plan, Patch, Screening, Training, Certification, Evaluation, Run)
 }
 # What a component is there for, and of which kind it must be.
 ROLES = {

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from advrepair.core import sections
 from advrepair.core.bounding import Batch, Bounder, bytes_of_rows, bytes_per_patch, fitting
-from advrepair.core.box import dot
 from advrepair.core.constant import constant_patches, proved_patches
 from advrepair.core.interfaces import Refiner
 from advrepair.core.optimisers import OPTIMISERS, Optimiser
 from advrepair.core.patching import RepairedNetwork, Stack, last_layer
-from advrepair.core.refinement import Worklist
+from advrepair.core.refinement import Worklist, loss_slope
 from advrepair.core.types import LinearBound, SplitPlan, group_margin
 
 _PATCHES_AT_ONCE = 64
@@ -245,7 +244,7 @@ def _refine(
     with torch.no_grad():
         bound = rows.rows + bounder.patched(active.stack, rows)
         margin = bound.minimum(rows.box)
-    slope = _slope(bound.A, margin, rows.group)
+    slope = loss_slope(bound.A, margin, rows.group)
     worst = group_margin(margin, rows.group).amin(1)
     plans = []
     width = rows.real.shape[1]
@@ -257,14 +256,3 @@ def _refine(
     if len(whole.piece):
         worklist.split(whole, bounder)
     return len(whole.piece) > 0
-
-
-def _slope(A: Tensor, margin: Tensor, group: Tensor) -> Tensor:
-    """Gradient in x of the violated hinges, [B,*S] (Alg. 1, line 16).
-
-    A: [B,M,*S]. margin, group: [B,M].
-    """
-    rows = margin.detach().requires_grad_()
-    loss = (-group_margin(rows, group)).clamp(min=0).sum()
-    (weight,) = torch.autograd.grad(loss, rows)
-    return dot(A.flatten(2).transpose(1, 2), weight).view(A.shape[0], *A.shape[2:])

@@ -41,13 +41,15 @@ class LinearBound:
 
     A: [B,M,*S]. b: [B,M]. Bounds of f and of g add up to a bound of f + g. Of rigorous bounds
     only: magnitude: [B,K], ``|f(x)|`` is at most that on the box. slope: uint8 [B,U], what
-    stands below each ReLU, k for k/255; with it a checker finds the same bound.
+    stands below each ReLU, k for k/255; with it a checker finds the same bound. influence:
+    [B,M,*S], if the verifier knows it: how much of the width of a row each input answers for.
     """
 
     A: Tensor
     b: Tensor
     magnitude: Tensor | None = None
     slope: Tensor | None = None
+    influence: Tensor | None = None
 
     def __add__(self, other: LinearBound) -> LinearBound:
         return LinearBound(self.A + other.A, self.b + other.b)
@@ -55,7 +57,8 @@ class LinearBound:
     def __getitem__(self, index: Tensor | slice) -> LinearBound:
         size = None if self.magnitude is None else self.magnitude[index]
         slope = None if self.slope is None else self.slope[index]
-        return LinearBound(self.A[index], self.b[index], size, slope)
+        known = None if self.influence is None else self.influence[index]
+        return LinearBound(self.A[index], self.b[index], size, slope, known)
 
     def to(self, dtype: torch.dtype) -> LinearBound:
         """Rounded to another dtype (for training; a certificate uses the float64 rows)."""

@@ -105,7 +105,7 @@ def _check_lengths(
     repaired: RepairedNetwork,
 ) -> None:
     count, patches = len(repaired.centres.x), len(repaired.bank)
-    lengths = {"x_adv": count, "margin": count, "epochs": patches}
+    lengths = {"row": count, "margin": count, "epochs": patches}
     wrong = [n for n, size in lengths.items() if len(_get(path, evaluation, n)) != size]
     if wrong or len(certificate["properties"]) != count:
         raise UsageError(f"{path} and the other files of its folder do not belong together")

@@ -98,7 +98,7 @@ def test_paths(folder):
     refused("no such file", folder / "none.onnx")
     refused("not a file", folder)
     (folder / "net.h5").write_bytes(b"x")
-    refused(r"suffix '\.h5'.*\.onnx, \.safetensors, \.pt, \.pth", folder / "net.h5")
+    refused(r"suffix '\.h5'.*\.onnx, \.nnet, \.safetensors, \.pt, \.pth", folder / "net.h5")
 
 
 def test_factory_mistakes(folder):

@@ -20,7 +20,8 @@ from advrepair.plugins.allocators.labels import (
 
 def _unit(centres: Tensor) -> Tensor:
     """Rows of length 1: [P,K]."""
-    return centres / centres.norm(dim=1, keepdim=True).clamp(min=torch.finfo(centres.dtype).tiny)
+    length: Tensor = centres.norm(dim=1, keepdim=True)
+    return centres / length.clamp(min=torch.finfo(centres.dtype).tiny)
 
 
 def _similarity(logits: Tensor, centres: Tensor) -> Tensor:
