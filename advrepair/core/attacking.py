@@ -224,9 +224,7 @@ def join(parts: list[Problem]) -> Problem:
     )
 
 
-def shifted(
-    examples: tuple[Tensor, Tensor] | None, before: int
-) -> tuple[Tensor, Tensor] | None:
+def shifted(examples: tuple[Tensor, Tensor] | None, before: int) -> tuple[Tensor, Tensor] | None:
     """Examples of properties that stand behind others now."""
     return None if examples is None else (examples[0], examples[1] + before)
 

@@ -166,9 +166,7 @@ def find_problem(inputs: Inputs, plan: Configuration, run: Work, count: int | No
     )
 
 
-def find_broken(
-    network: Network, demanded: PropertySet, plan: Configuration, run: Work
-) -> Problem:
+def find_broken(network: Network, demanded: PropertySet, plan: Configuration, run: Work) -> Problem:
     """Which properties do not hold: boxes are cut where N is not proved, and searched there.
 
     Raises UsageError for demands that cannot hold together.

@@ -17,6 +17,7 @@ from advrepair.core.interfaces import Component
 from advrepair.core.memory import peak_memory
 from advrepair.core.options import values
 from advrepair.core.patching import RepairedNetwork
+from advrepair.core.properties import in_words
 from advrepair.core.training import Trained
 from advrepair.core.types import Status
 
@@ -38,14 +39,16 @@ def report(
     """Everything of ``report.json`` but the total time. Keys: ``docs/report.md``."""
     stack = repaired.bank.stack.values()
     parameters = sum(t.numel() for t in stack)
+    labelled = bool((problem.properties.label >= 0).any())
     return {
         "network": {
             "name": Path(plan.problem.network).name,
             "parameters": repaired.base.parameters_count,
         },
         "problem": {
-            "epsilon": plan.problem.epsilon,
+            "epsilon": plan.problem.epsilon if labelled else None,
             "count": len(problem.properties),
+            "decision": plan.problem.decision,
             "input_range": list(plan.problem.input_range),
             "level": certificate.level,
             **{role: component.name for role, component in plan.components.items()},
@@ -56,6 +59,8 @@ def report(
             "constant": int(certificate.constant.sum()),
             "pieces": len(certificate.proof.owner),
         },
+        "demands": _demands(problem, certificate, repaired),
+        "screening": _screening(problem, repaired),
         "metrics": _complete(found.metrics),
         "routing": dict(found.routing),
         "baseline": {name: _complete(rates) for name, rates in found.baseline.items()},
@@ -71,13 +76,52 @@ def report(
             "parameters": parameters,
             "bytes": sum(t.numel() * t.element_size() for t in stack),
             "ratio_to_network": parameters / repaired.base.parameters_count,
-            "mean_epochs": float(trained.epochs.double().mean()),
+            "mean_epochs": float(trained.epochs.double().mean()) if len(trained.epochs) else 0.0,
         },
-        "notes": _notes(certificate, found, plan),
+        "notes": _notes(problem, certificate, found, plan),
     }
 
 
-_STAGES = ("screening", "attack", "bounds", "training", "certification", "branch and bound", "evaluation")
+def _demands(
+    problem: Problem, certificate: Certificate, repaired: RepairedNetwork
+) -> list[dict[str, Any]]:
+    """What property files demand, in words, and what became of it."""
+    properties = problem.properties
+    served = repaired.centres.patch
+    return [
+        {
+            "name": properties.names[i],
+            "demand": in_words(properties, i),
+            "status": certificate.status[i].value,
+            "held": not bool(problem.broken[i]),
+            "patched": bool(served[i] >= 0),
+        }
+        for i in (properties.label < 0).nonzero()[:, 0].tolist()
+    ]
+
+
+def _screening(problem: Problem, repaired: RepairedNetwork) -> dict[str, Any] | None:
+    """How boxes were cut, and what was left for patches."""
+    if problem.pieces is None or not problem.pieces.history:
+        return None
+    count, proved, seconds = zip(*problem.pieces.history, strict=True)
+    return {
+        "pieces": list(count),
+        "proved": list(proved),
+        "seconds": list(seconds),
+        "regions": int((repaired.patch >= 0).sum()),
+    }
+
+
+_STAGES = (
+    "screening",
+    "attack",
+    "bounds",
+    "training",
+    "certification",
+    "branch and bound",
+    "evaluation",
+)
 
 
 # Every metric, in the order of the tables; null where it was not measured.
@@ -136,7 +180,24 @@ def _described(component: Component) -> dict[str, Any]:
     return {"name": component.name, "options": values(component)}
 
 
-def _notes(certificate: Certificate, found: Measured, plan: Configuration) -> list[str]:
+def _alone(problem: Problem, certificate: Certificate) -> list[str]:
+    """Properties of files that no patch serves."""
+    notes = []
+    for i in (~problem.broken).nonzero()[:, 0].tolist():
+        name, status = problem.properties.names[i], certificate.status[i]
+        if status is Status.CERTIFIED:
+            notes.append(f"{name} holds already: proved, and left alone")
+        elif status is Status.UNKNOWN:
+            notes.append(
+                f"{name}: no counterexample was found and no proof: it is left alone; "
+                "--set screening.undecided=repair repairs it all the same"
+            )
+    return notes
+
+
+def _notes(
+    problem: Problem, certificate: Certificate, found: Measured, plan: Configuration
+) -> list[str]:
     """What a reader must know to read the figures rightly."""
     notes, metrics = [], found.metrics
     for status in (Status.FALSIFIED, Status.UNKNOWN):
@@ -145,6 +206,7 @@ def _notes(certificate: Certificate, found: Measured, plan: Configuration) -> li
     if constant := int(certificate.constant.sum()):
         notes.append(f"{constant} properties are served by a constant patch (training gave up)")
     notes.append(_outside(plan, found.routing))
+    notes += _alone(problem, certificate)
     trivial = found.baseline.get("constant-bias")
     compared = ("RSR", "RGR", "DD")
     if trivial and all(_no_better(metrics[key], trivial[key], key) for key in compared):
@@ -156,8 +218,10 @@ def _notes(certificate: Certificate, found: Measured, plan: Configuration) -> li
 
 def _outside(plan: Configuration, routes: Rates) -> str:
     if plan.allocator.name == "none":
-        return "outside the balls the network is unchanged, and nothing is proved there"
-    share = routes["adversarial"] or 0.0
+        return "outside the regions the network is unchanged, and nothing is proved there"
+    if routes["adversarial"] is None:
+        return f"outside the regions nothing is proved: allocator {plan.allocator.name!r} chooses"
+    share = routes["adversarial"]
     text = f"outside the balls nothing is proved: allocator {plan.allocator.name!r} chooses patches"
     text += f" from the query itself; of the adversarial examples it would send {share:.1%} to the"
     text += " right patch"

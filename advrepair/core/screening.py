@@ -5,10 +5,11 @@ Pieces that are proved here need no patch, so that a repair touches only what is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from advrepair.core.attacking import Advance
@@ -70,6 +71,8 @@ class Screen:
     budget: Screening
     samples: tuple[Tensor, Decisions]
     advance: Advance
+    _history: list[tuple[int, float, float]] = field(factory=list)
+    _begin: float = field(factory=time.perf_counter)
 
     def run(self, which: Tensor) -> Pieces:
         """Cut the boxes of some properties, which: [p], where N is not proved.
@@ -92,7 +95,8 @@ class Screen:
         whole = _gathered([*done, open_])
         left = torch.arange(closed, len(whole))
         rows = evolve(whole.rows, influence=None)
-        return Pieces(tree, whole.box, whole.owner, whole.node, left, rows)
+        story = tuple(self._history)
+        return Pieces(tree, whole.box, whole.owner, whole.node, left, rows, story)
 
     def _cut(
         self,
@@ -108,7 +112,10 @@ class Screen:
             done.append(open_[good.nonzero()[:, 0]])
             self.advance(int(good.sum()))
             open_ = open_[(~good).nonzero()[:, 0]]
-            room = most - sum(map(len, done)) - len(open_)
+            pieces = sum(map(len, done)) + len(open_)
+            spent = time.perf_counter() - self._begin
+            self._history.append((pieces, 1 - self._share(open_), spent))
+            room = most - pieces
             plan = choose(open_, min(room, self.budget.split)) if room > 0 else None
             if plan is None or not len(plan.piece):
                 return open_
@@ -116,6 +123,14 @@ class Screen:
             rest[plan.piece] = False
             halves = self._halves(open_[plan.piece], plan.dim, tree)
             open_ = _gathered([open_[rest.nonzero()[:, 0]], halves])
+
+    def _share(self, parts: _Parts) -> float:
+        """Volume of pieces, each as a share of its box, over the number of boxes."""
+        whole = self.properties.box[parts.owner]
+        width = (whole.upper.double() - whole.lower.double()).flatten(1)
+        part = (parts.box.upper.double() - parts.box.lower.double()).flatten(1)
+        share = torch.where(width > 0, part / width.clamp(min=1e-300), 1.0).prod(1)
+        return float(share.sum()) / max(1, len(self.properties))
 
     def _oldest(self, open_: _Parts, budget: int) -> SplitPlan:
         """The pieces that wait longest: halves are equal in volume, so these are the largest."""
@@ -174,4 +189,3 @@ class Screen:
             width = (box.upper.double() - box.lower.double()).clamp(min=1e-300)
             slope = rows.influence[torch.arange(len(owner)), row] / width
         return _Parts(box, owner, node, rows, least, slope)
-

@@ -18,6 +18,8 @@ _STARTS = 256  # open pieces whose middle an attack starts from
 _AT_ONCE = 2**14
 _DRAWS = 40  # batches drawn in the open pieces
 _WALKS = 400  # batches of steps from what was found
+_DRAWN, _POPULATION, _GENERATIONS = 20_000, 1000, 60  # of differential evolution
+_SCALE, _JITTER = 0.7, 1e-4
 _SHORTEST = 2.0**-12  # step, as a share of the region's width
 
 
@@ -52,6 +54,8 @@ def find_violations(
         pieces = open_[(owner == i).nonzero()[:, 0]]
         search = _Search(network, asked, inner(asked.box), generator(seed, 5 + 1000 * i))
         x = search.attacked(pieces, attack)
+        if len(pieces) and not len(x):
+            x = search.evolved(pieces)
         if len(x):
             x = search.many(pieces, x, count)
         found.append(x[:count])
@@ -88,15 +92,41 @@ class _Search:
         x = perturb(attack, self.network, asked, start, self.noise)
         return self._broken(torch.cat([x, start]))
 
+    def evolved(self, pieces: Box) -> Tensor:
+        """Where a population of points ends up that keeps its lowest margins.
+
+        Differential evolution (Storn and Price, 1997): finds the narrow valleys that a descent
+        along the gradient leaves.
+        """
+        drawn = self.box.clamp(self._uniform(pieces[self._by_volume(pieces, _DRAWN)]))
+        x, margin = self._best(drawn, self._margin(drawn))
+        width = self.box.upper - self.box.lower
+        for _ in range(_GENERATIONS):
+            if not bool((margin > 0).all()):
+                break
+            a, b, other = torch.randint(len(x), (3, len(x)), generator=self.noise)
+            shape = (len(x), *[1] * (x.dim() - 1))
+            draw = torch.rand((2, *shape), generator=self.noise)
+            base = torch.where(draw[0] < 0.5, x, x[other // 10])
+            jitter = _JITTER * torch.randn(x.shape, generator=self.noise)
+            step = _SCALE * draw[1] * (x[a] - x[b]) + jitter.to(x.dtype) * width
+            moved = self.box.clamp((base + step).to(x.dtype))
+            found = self._margin(moved)
+            better = ~(found >= margin)
+            x = torch.where(better.view(shape), moved, x)
+            x, margin = self._best(x, torch.where(better, found, margin))
+        return x[~(margin > 0)]
+
+    def _best(self, x: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
+        """The points of the lowest margins, lowest first."""
+        order = margin.nan_to_num(-torch.inf).argsort(stable=True)[:_POPULATION]
+        return x[order], margin[order]
+
     def many(self, pieces: Box, known: Tensor, count: int) -> Tensor:
         """count points: drawn evenly in the open pieces, and by walking where those are rare."""
         drawn = known[:0]
-        chance = (pieces.upper.double() - pieces.lower.double()).flatten(1)
-        # Relative volumes; a width of zero counts for nothing, as it is that of every piece.
-        volume = torch.where(chance > 0, chance.log(), 0.0).sum(1)
-        weight = (volume - volume.max()).exp()
         for _ in range(_DRAWS):
-            which = torch.multinomial(weight, _AT_ONCE, replacement=True, generator=self.noise)
+            which = self._by_volume(pieces, _AT_ONCE)
             new = self._broken(self.box.clamp(self._uniform(pieces[which])))
             drawn = _distinct(torch.cat([drawn, new]))
             if len(drawn) >= count:
@@ -121,14 +151,25 @@ class _Search:
             known = _distinct(torch.cat([known, self._broken(new)]))
         return known
 
+    def _by_volume(self, pieces: Box, count: int) -> Tensor:
+        """Pieces drawn with a chance that goes with their volume: [count]."""
+        width = (pieces.upper.double() - pieces.lower.double()).flatten(1)
+        # Relative volumes; a width of zero counts for nothing, as it is that of every piece.
+        volume = torch.where(width > 0, width.log(), 0.0).sum(1)
+        weight = (volume - volume.max()).exp()
+        return torch.multinomial(weight, count, replacement=True, generator=self.noise)
+
+    def _margin(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            outputs = self.network(x)
+        return self.asked[torch.zeros(len(x), dtype=torch.long)].margin(outputs)
+
     def _uniform(self, box: Box) -> Tensor:
         share = torch.rand(box.lower.shape, generator=self.noise, dtype=box.lower.dtype)
         return box.lower + share * (box.upper - box.lower)
 
     def _broken(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            outputs = self.network(x)
-        return x[self.asked[torch.zeros(len(x), dtype=torch.long)].violated(outputs)]
+        return x[~(self._margin(x) > 0)]
 
 
 def _distinct(x: Tensor) -> Tensor:
