@@ -158,8 +158,9 @@ def row_margins(
 ) -> Pair:
     """Lower bounds of ``C (N + P) + d`` on pieces, [B,M], -inf where unknown; and their errors.
 
-    parts: N, or N and P. A piece without inputs has the bound inf. Where units lie in [0, inf], b z >= 0 for every
-    multiplier b >= 0, so a row may be lowered by b z; by -b z where they lie in [-inf, 0].
+    parts: N, or N and P. A piece without inputs has the bound inf. Where units lie in
+    [0, inf], b z >= 0 for every multiplier b >= 0, so a row may be lowered by b z; by -b z
+    where they lie in [-inf, 0].
     """
     own, C, d_ = np.repeat(np.arange(len(d)), d.shape[1]), C.reshape(d.size, -1), d.ravel()
     last, A, error, most = parts[-1], np.zeros(1), np.zeros(1), np.zeros(1)

@@ -97,7 +97,7 @@ class _Check:
             same = listed == stored[f"centres/{key}"].tolist()
             demand(same and all(type(n) is int for n in listed), f"{key}: two versions")
         patches, plain = len(next(iter(self.stack.values()))), self.patch < 0
-        good = self.patch.dtype.kind == "i" and ((-1 <= self.patch) & (self.patch < patches)).all()
+        good = self.patch.dtype.kind == "i" and ((self.patch >= -1) & (self.patch < patches)).all()
         demand(good and not (plain[:-1] > plain[1:]).any(), "region: its patch, or its place")
 
     def _faces(self, arrays: Tensors, name: str, count: int) -> Pair:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,13 +146,21 @@ def _repair(
 
     keep_freed_memory()
     with follow(silent=as_json) as progress:
-        report = pipeline.run(configuration, registry, folder, progress, force=force, resume=resume)
+        report = pipeline.run(
+            configuration, registry, folder, progress, force, resume, _told(as_json)
+        )
     if as_json:
         print(json.dumps(report, indent=2))
     else:
         show.print_report(report, show.console())
     html.write(folder)  # last, so that nothing about it can hide what the run found
     return report
+
+
+def _told(as_json: bool) -> Callable[[str], None]:
+    """Says what is asked, before any long work; to stderr, if stdout is for JSON alone."""
+    stream = sys.stderr if as_json else sys.stdout
+    return lambda line: print(line, file=stream, flush=True)
 
 
 def _given(flags: dict[str, dict[str, Text | list[str]]]) -> dict[str, dict[str, object]]:

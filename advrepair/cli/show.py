@@ -17,16 +17,19 @@ from advrepair.core.registry import Entry
 
 WIDTH = 100
 RATES = ("RSR", "RGR", "DD")
-ATTACKED = ("FDD", "DSR", "DGSR-query", "DGSR-oracle")  # shown if measured
+ATTACKED = ("FDD", "fidelity", "DSR", "DGSR-query", "DGSR-oracle")  # shown if measured
 LEGEND = (
     "RSR: repaired examples now right; RGR: other adversarial examples in their balls now right; "
     "DD: accuracy lost on test data; -: not measured."
 )
 STAGES = (
-    "attack", "bounds", "training", "certification", "branch and bound", "evaluation", "total"
+    "screening", "attack", "bounds", "training", "certification", "branch and bound",
+    "evaluation", "total",
 )  # fmt: skip
+RARE = ("screening", "branch and bound")  # shown where they took time
 ATTACKED_LEGEND = (
-    "Of the deployed function: FDD: test decisions that changed; DSR: balls in which no attack "
+    "Of the deployed function: FDD: decisions that changed on test data, or around the regions of "
+    "property files; fidelity: decisions kept inside these, of those that were right; DSR: balls in which no attack "
     "succeeds; DGSR-query: unseen inputs that stay right under the worst attack. DGSR-oracle: the "
     "paper's protocol, where the network is told the clean input. More: docs/metrics.md."
 )
@@ -83,6 +86,14 @@ def _rates(report: Mapping[str, Any]) -> tuple[str, ...]:
     return (*RATES, *(each for each in ATTACKED if report["metrics"].get(each) is not None))
 
 
+def _demands(report: Mapping[str, Any]) -> Iterable[str]:
+    """What property files demand, and what became of it."""
+    for each in report.get("demands") or ():
+        before = "no counterexample before" if each["held"] else "violated before"
+        alone = "" if each["patched"] else ", left alone"
+        yield f"{each['name']}: {each['status']} ({before}{alone}): {each['demand']}"
+
+
 def _rows(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     total, baseline = report["properties"]["total"], report.get("baseline", {})
     repair = {**report["metrics"], "certified": report["properties"]["certified"]}
@@ -110,7 +121,7 @@ def _facts(report: Mapping[str, Any]) -> Iterable[str]:
     )
     # A search that was not asked for took no time at all.
     order = [name for name in STAGES if name in spent]
-    ran = {k: spent[k] for k in order if spent[k] is not None and (spent[k] or k != STAGES[4])}
+    ran = {k: spent[k] for k in order if spent[k] is not None and (spent[k] or k not in RARE)}
     times = (f"{stage} {value:.1f}" for stage, value in ran.items())
     yield f"seconds: {', '.join(times)}"
     yield f"peak memory: {_bytes(report['peak_memory_bytes'])}"
@@ -129,6 +140,8 @@ def _facts(report: Mapping[str, Any]) -> Iterable[str]:
 def print_report(report: Mapping[str, Any], screen: Console) -> None:
     """The headline, the table with the trivial baseline, what it cost, what is not proved."""
     _say(screen, _headline(report))
+    for line in _demands(report):
+        _say(screen, line)
     columns = _rates(report)
     _table(screen, ("", "certified", *columns), _rows(report), right=True)
     _say(screen, LEGEND)

@@ -70,7 +70,7 @@ def _rebuilt(
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
     stack, centres = part("patch/"), part("centres/")
-    zeros = {name: torch.zeros_like(t[0]) for name, t in stack.items()}
+    zeros = {name: t.new_zeros(t.shape[1:]) for name, t in stack.items()}
     chosen = header["allocator"]
     allocator = build(registry.find("allocator", chosen["name"]), chosen["options"], chosen["name"])
     return RepairedNetwork(

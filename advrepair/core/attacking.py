@@ -26,9 +26,9 @@ class Problem:
     """What is to be repaired: P properties, and counterexamples of those that do not hold.
 
     x_adv: [E,*S], property owner[e] is broken there; one of each property, unless said
-    otherwise. row: [P], the row of the data set behind it, -1 if there is none. unseen: more counterexamples, none of them in x_adv,
-    if they are known already: points and the property of each. pieces: how the boxes were cut
-    in the search for them.
+    otherwise. row: [P], the row of the data set behind it, -1 if there is none. unseen: more
+    counterexamples, none of them in x_adv, if they are known already: points and the property
+    of each. pieces: how the boxes were cut in the search for them.
     """
 
     properties: PropertySet

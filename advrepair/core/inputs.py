@@ -14,6 +14,7 @@ from advrepair.core.errors import UsageError
 from advrepair.core.files import file_digest
 from advrepair.core.graph import Network
 from advrepair.core.network import load_network
+from advrepair.core.properties import in_words
 from advrepair.core.sections import DEMO, Problem
 from advrepair.core.specified import from_specifications
 from advrepair.core.types import PropertySet
@@ -50,6 +51,17 @@ def read_inputs(problem: Problem) -> Inputs:
         demanded, notes = read_properties(problem.property, network, clip_of(problem))
         digests |= {f"property {path}": file_digest(Path(path)) for path in problem.property}
     return Inputs(network, data, demanded, notes, digests)
+
+
+def in_plain_words(inputs: Inputs) -> list[str]:
+    """What the property files demand, a line each; a negated demand is easily misread."""
+    if inputs.demanded is None:
+        return []
+    lines = [
+        f"{name}: you ask that {in_words(inputs.demanded, i)}"
+        for i, name in enumerate(inputs.demanded.names)
+    ]
+    return lines + [f"note: {note}" for note in inputs.notes]
 
 
 def network_file(problem: Problem) -> Path:

@@ -130,7 +130,7 @@ class Layout:
 
 @frozen(eq=False)
 class Roots:
-    """What regions have of the boxes of other properties: E parts, as pieces. home: [E]."""
+    """What regions have of the boxes of other properties, as pieces. home: [.]."""
 
     box: Box
     owner: Tensor
@@ -172,7 +172,7 @@ def lay_out(
     asked, held = properties.box[property_], faces[region]
     common = Box(torch.maximum(asked.lower, held.lower), torch.minimum(asked.upper, held.upper))
     layout = Layout(layout.regions, layout.node, torch.stack([shared, region], 1))
-    return layout, home, Roots(common, property_, shared, region)
+    return layout, home, _copied(tree, common, property_, shared, region, layout.node)
 
 
 def routed(proved: Tensor, layout: Layout, properties: PropertySet, tree: SplitTree) -> Tensor:
@@ -192,6 +192,38 @@ def routed(proved: Tensor, layout: Layout, properties: PropertySet, tree: SplitT
     holds = proved.clone()
     holds[property_[lost]] = False
     return holds
+
+
+def _copied(
+    tree: SplitTree, box: Box, owner: Tensor, shared: Tensor, region: Tensor, node: Tensor
+) -> Roots:
+    """Shared nodes, cut as the regions they are part of were cut before."""
+    below = tree.children()
+    faces, nodes, source = [], [], []
+    for i, (planted, home) in enumerate(zip(shared.tolist(), region.tolist(), strict=True)):
+        start = torch.stack([box.lower[i].flatten(), box.upper[i].flatten()])
+        waiting = [(int(node[home]), planted, start)]
+        while waiting:
+            old, new, (low, high) = waiting.pop()
+            if not below[old]:
+                faces.append(torch.stack([low, high]))
+                nodes.append(new)
+                source.append(i)
+                continue
+            dim, cut = tree.dim[old], tree.cut[old]
+            if cut <= low[dim] or cut >= high[dim]:  # all of it lies on one side
+                waiting.append((below[old][int(cut <= low[dim])], new, torch.stack([low, high])))
+                continue
+            upper, lower = high.clone(), low.clone()
+            upper[dim] = lower[dim] = cut
+            halves = tree.bisect(new, dim, cut)
+            sides = (torch.stack([low, upper]), torch.stack([lower, high]))
+            waiting += list(zip(below[old], halves, sides, strict=True))
+    shape = (len(nodes), *box.input_shape)
+    both = torch.stack(faces) if faces else box.lower.new_zeros(0, 2, box.lower[0:1].numel())
+    parts = Box(both[:, 0].reshape(shape), both[:, 1].reshape(shape))
+    which = torch.tensor(source, dtype=torch.long)
+    return Roots(parts, owner[which], torch.tensor(nodes, dtype=torch.long), region[which])
 
 
 def _open_nodes(tree: SplitTree, node: Tensor, needy: Tensor, patch: Tensor) -> list[bool]:

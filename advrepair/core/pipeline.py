@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Around, inputs_around
 from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
 from advrepair.core.graph import Network, size
-from advrepair.core.inputs import Inputs, clip_of, read_inputs
+from advrepair.core.inputs import Inputs, clip_of, in_plain_words, read_inputs
 from advrepair.core.patching import RepairedNetwork, attach, patch_template
 from advrepair.core.preserving import Decisions, propose, sampled
 from advrepair.core.properties import refuse_contradictions
@@ -72,8 +73,11 @@ def run(
     progress: Progress = silent,
     force: bool = False,
     resume: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Repair as configured and leave a run folder; returns its report.
+
+    say: told, before any long work, what property files demand, in words.
 
     Raises UsageError before any long work for what the user can fix; then nothing is
     written. An interrupted run is kept beside the folder, for ``resume``.
@@ -82,6 +86,8 @@ def run(
     place = Folder(folder)
     inputs = read_inputs(configuration.problem)
     network, test = inputs.network, None if inputs.data is None else inputs.data.test
+    for line in in_plain_words(inputs):
+        say(line)
     manifest = run_manifest(registry, inputs.digests, configuration.run.seed)
     if place.claim(text, manifest, force, resume):
         return read_json(folder / "report.json")

@@ -86,7 +86,10 @@ class Worklist:
         self.order = _sorted_patches(self.properties, assignment)
         if len(roots.owner):
             rows, proof = _base(bounder, self.properties, roots.box, roots.owner)
-            self.slope = torch.cat([self.slope, slopes_of(proof, bounder.network)])
+            more = len(self.tree.owner) - len(self.slope)
+            fresh = self.slope.new_zeros(more, self.slope.shape[1])
+            self.slope = torch.cat([self.slope, fresh])
+            self.slope[roots.node] = slopes_of(proof, bounder.network)
             self._append(roots.box, roots.owner, roots.node, rows, proof, roots.home)
         self.begun = int((self.serving() >= 0).sum())
         return self.layout.regions
@@ -99,7 +102,9 @@ class Worklist:
     def margin(self) -> Tensor:
         """N's own proved margin of every property: [P], rigorous."""
         worst = torch.full((len(self.properties),), torch.inf, dtype=torch.float64)
-        return worst.scatter_reduce(0, self.owner, self.own_margin(), "amin")
+        # What regions of other properties have of a box is covered by its own pieces too.
+        own = torch.tensor(self.tree.owner)[self.layout.node[self.home]] == self.owner
+        return worst.scatter_reduce(0, self.owner[own], self.own_margin()[own], "amin")
 
     def serving(self) -> Tensor:
         """The patch that is on in each piece, or -1: [W]."""

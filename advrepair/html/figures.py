@@ -113,6 +113,21 @@ def _learned(each: Mapping[str, Any]) -> bool:
     return each["status"] == "certified" and not each.get("constant")
 
 
+def screening(found: Mapping[str, Any] | None) -> Figure | None:
+    """Volume of the boxes that N alone is proved on, against the pieces it took."""
+    if not found:
+        return None
+    pieces, proved, seconds = (found[key] for key in ("pieces", "proved", "seconds"))
+    caption = (
+        f"{words.share(proved[-1])} of the volume is proved for the network alone, in "
+        f"{words.many(pieces[-1], 'piece')} and {words.seconds(seconds[-1])}; the rest, in "
+        f"{words.many(found['regions'], 'region')}, has patches."
+    )
+    points = list(zip(map(float, pieces), proved, strict=True))
+    title, unit = "Volume proved without a patch", "pieces"
+    return Figure(svg.curve(points, title, caption, unit), caption)
+
+
 def times(seconds: Mapping[str, Any]) -> Figure | None:
     """Where the time went; a stage that took none is left out."""
     spent = {name: words.number(value) or 0.0 for name, value in seconds.items()}

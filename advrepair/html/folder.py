@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import frozen
 from torch import Tensor
 
@@ -39,6 +40,13 @@ class RunFolder:
         """The certificate's statement about each property."""
         found: list[dict[str, Any]] = self.certificate["properties"]
         return found
+
+    def first(self) -> Tensor:
+        """The first adversarial example of each property, -1 where there is none: [P]."""
+        owner = self.evaluation["x_adv.property"]
+        none = torch.full((len(self.properties),), len(owner))
+        found = none.scatter_reduce(0, owner, torch.arange(len(owner)), "amin")
+        return torch.where(found == len(owner), -1, found)
 
 
 def read(folder: Path) -> RunFolder:
@@ -105,7 +113,12 @@ def _check_lengths(
     repaired: RepairedNetwork,
 ) -> None:
     count, patches = len(repaired.centres.x), len(repaired.bank)
-    lengths = {"row": count, "margin": count, "epochs": patches}
+    lengths = {
+        "row": count,
+        "x_adv": len(_get(path, evaluation, "x_adv.property")),
+        "margin": count,
+        "epochs": patches,
+    }
     wrong = [n for n, size in lengths.items() if len(_get(path, evaluation, n)) != size]
     if wrong or len(certificate["properties"]) != count:
         raise UsageError(f"{path} and the other files of its folder do not belong together")

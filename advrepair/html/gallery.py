@@ -12,6 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from torch import Tensor
 
+from advrepair.core.evaluation import DECISIONS
 from advrepair.core.types import worst_margin
 from advrepair.html import png, svg, words
 from advrepair.html.folder import RunFolder
@@ -52,14 +53,19 @@ class Gallery:
 
 
 def gallery(run: RunFolder) -> Gallery:
-    """Up to 12 properties: unproved ones first, then evenly spaced ones."""
-    chosen = choose([each["status"] for each in run.properties])
+    """Up to 12 properties with an example: unproved ones first, then evenly spaced ones."""
+    first = run.first()
+    known = (first >= 0).nonzero()[:, 0].tolist()
+    if not known:
+        return Gallery((), "There is no adversarial example to show.")
+    chosen = [known[k] for k in choose([run.properties[i]["status"] for i in known])]
     index = torch.tensor(chosen, dtype=torch.long)
-    x, x_adv = run.repaired.centres.x[index], run.evaluation["x_adv"][index]
+    x, x_adv = run.repaired.centres.x[index], run.evaluation["x_adv"][first[index]]
+    decide = DECISIONS[str(run.report["problem"].get("decision", "argmax"))]
     scale = _Scale.of(run.report["problem"].get("input_range"), x, x_adv)
     with torch.no_grad():
         outputs = (run.repaired.base(x_adv), run.repaired(x_adv))
-    said = [y.argmax(1).tolist() for y in outputs]
+    said = [decide(y).tolist() for y in outputs]
     holds = [_holds(run, index, y) for y in outputs]
     exhibits = tuple(
         Exhibit(

@@ -26,7 +26,17 @@ METRICS = (
     Metric("RSR", "share of the adversarial examples to repair that are right now"),
     Metric("RGR", "share of other adversarial examples from the same boxes that are right now"),
     Metric("DD", "accuracy lost on test data; less than 0 is a gain", lower=True),
-    Metric("FDD", "share of test inputs on which the repair changes the decision", lower=True),
+    Metric(
+        "FDD",
+        "share of test inputs, or of random inputs around the regions of property files, on which "
+        "the repair changes the decision",
+        lower=True,
+    ),
+    Metric(
+        "fidelity",
+        "share of random inputs in the regions of property files, of those that were right, on "
+        "which the decision is as before",
+    ),
     Metric("DSR", "share of the repaired boxes in which an attack finds no counterexample"),
     Metric(
         "DGSR-query",

@@ -30,7 +30,7 @@ def render(run: RunFolder) -> str:
 def _context(run: RunFolder) -> dict[str, Any]:
     report, certificate = run.report, run.certificate
     charts, spreads = figures.margins(run)
-    flow, flow_table, tried = routing.flows(run)
+    flow, flow_table, tried = routing.flows(run) or (None, [], "")
     rows = metrics.rows(report)
     return {
         "words": words,
@@ -47,6 +47,8 @@ def _context(run: RunFolder) -> dict[str, Any]:
         "outside": outside(report),
         "flags": [_flag(flag) for flag in report["flags"]],
         "notes": [str(note) for note in report["notes"]],
+        "demands": report.get("demands") or [],
+        "screening": figures.screening(report.get("screening")),
         "margins": charts,
         "spreads": spreads,
         "training": figures.training(run),

@@ -24,11 +24,16 @@ class Flow:
     shares: tuple[str, ...]
 
 
-def flows(run: RunFolder) -> tuple[Figure, list[Flow], str]:
-    """The chart, its numbers, and how many queries were tried."""
-    count = len(run.repaired.centres.x)
-    index = torch.linspace(0, count - 1, min(count, _MOST)).round().long().unique()
-    kinds = {"centres": run.repaired.centres.x, "adversarial examples": run.evaluation["x_adv"]}
+def flows(run: RunFolder) -> tuple[Figure, list[Flow], str] | None:
+    """The chart, its numbers, and how many queries were tried; None without labelled examples."""
+    first = run.first()
+    balls = ((run.repaired.centres.label >= 0) & (first >= 0)).nonzero()[:, 0]
+    if not len(balls):
+        return None
+    spaced = torch.linspace(0, len(balls) - 1, min(len(balls), _MOST)).round().long().unique()
+    index = balls[spaced]
+    examples = run.evaluation["x_adv"][first.clamp(min=0)]
+    kinds = {"centres": run.repaired.centres.x, "adversarial examples": examples}
     found = {label: _shares(run.repaired, x, index) for label, x in kinds.items()}
     rows = [(f"{label}, as deployed", shares[0]) for label, shares in found.items()]
     rows += [(f"{label}, by the allocator alone", shares[1]) for label, shares in found.items()]

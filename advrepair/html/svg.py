@@ -136,6 +136,22 @@ def steps(values: Sequence[float], total: int, title: str, text: str, unit: str)
     return svg(WIDTH, bottom + 42, title, text, marks)
 
 
+def curve(points: Sequence[tuple[float, float]], title: str, text: str, unit: str) -> Markup:
+    """A share against a growing number, as a line."""
+    top, bottom = 10.0, 150.0
+    high = max([*(x for x, _ in points), 1.0]) * 1.05
+    axis, height = Axis(0, high, _LEFT, WIDTH - _RIGHT), Axis(0, 1, bottom, top)
+    path = "L".join(f"{_at(axis(x))} {_at(height(y))}" for x, y in points)
+    marks = [
+        _line(_LEFT, bottom, WIDTH - _RIGHT, bottom, "axis"),
+        *(_line(_LEFT, height(s), WIDTH - _RIGHT, height(s), "guide") for s in (0.5, 1.0)),
+        *(_text(_LEFT - 6, height(s) + 4, f"{s:.0%}", "end") for s in (0, 0.5, 1)),
+        Markup('<path class="curve" d="M{}"/>').format(path),
+        *_below(axis, bottom, unit, whole=True),
+    ]
+    return svg(WIDTH, bottom + 42, title, text, marks)
+
+
 def _below(axis: Axis, bottom: float, unit: str, whole: bool = False) -> list[Markup]:
     ticks = [t for t in axis.ticks(5) if not whole or t == int(t)]
     marks = []

@@ -41,7 +41,9 @@ class Zonotope(Verifier):
         Raises UnsupportedNetworkError for an operation without a rule, by node name.
         """
         before = [INPUT, *(op.name for op in network.operations)]
-        chain = all(list(op.inputs) == [name] for op, name in zip(network.operations, before, strict=False))
+        chain = all(
+            list(op.inputs) == [name] for op, name in zip(network.operations, before, strict=False)
+        )
         if not chain or not {op.kind for op in network.operations} <= _KINDS:
             return DeepPoly().prepare(network, rounding)
 

@@ -1,0 +1,70 @@
+"""Which patch is on where in a box: the box cut along the regions of a repair."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from advrepair.core.box import Box
+from advrepair.core.errors import UsageError
+from advrepair.core.patching import RepairedNetwork
+
+UNBOUNDED = -2  # patches that an allocator chooses, in place of the number of one
+_MOST = 50_000  # areas of one box
+
+
+def areas(function: nn.Module, box: Box) -> tuple[Box, Tensor]:
+    """Areas that cover a box, and the patch that is on in each: [A]; -1 is none.
+
+    function: of a repaired network its regions count; any other module has no patches. box:
+    one box. UNBOUNDED: outside all regions, where the allocator chooses.
+    Sound: regions are taken in their order, as the first one that holds a point decides. What
+    a region has of a part gets the region's patch; the rest of the part is covered by closed
+    boxes, for which the regions behind it decide. So every point of the box lies in an area
+    of the patch that is on there; on a face that two areas share, both are demanded.
+    Raises UsageError if there are too many.
+    """
+    if not isinstance(function, RepairedNetwork):
+        return box, torch.full((1,), -1)
+    outside = -1 if function.allocator.most(function.centres) == 0 else UNBOUNDED
+    regions = function.regions
+    near = regions.box.meets(box)[:, 1].sort().values
+    lower, upper = (face[near].flatten(1) for face in (regions.box.lower, regions.box.upper))
+    patch = regions.patch[near]
+    found: list[tuple[Tensor, Tensor, int]] = []
+    todo = [(box.lower.flatten(), box.upper.flatten(), 0)]
+    while todo:
+        low, high, first = todo.pop()
+        meets = ((lower[first:] <= high) & (low <= upper[first:])).all(1).nonzero()[:, 0] + first
+        if not len(meets) or (outside == -1 and bool((patch[meets] < 0).all())):
+            found.append((low, high, outside))
+        else:
+            at = int(meets[0])
+            inside = torch.maximum(low, lower[at]), torch.minimum(high, upper[at])
+            found.append((*inside, int(patch[at])))
+            todo += [(*part, at + 1) for part in _around(low, high, *inside)]
+        if len(found) + len(todo) > _MOST:
+            raise UsageError(
+                f"the regions of the repair cut the box into more than {_MOST} areas; "
+                "'advrepair check' proves what its certificate states"
+            )
+    shape = (len(found), *box.input_shape)
+    faces = (torch.stack([each[i] for each in found]).view(shape) for i in (0, 1))
+    return Box(*faces), torch.tensor([each[2] for each in found])
+
+
+def _around(low: Tensor, high: Tensor, inner: Tensor, outer: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Closed boxes that cover what a box has outside the box from inner to outer, in it."""
+    parts, low, high = [], low.clone(), high.clone()
+    for i in range(len(low)):
+        if bool(low[i] < inner[i]):
+            top = high.clone()
+            top[i] = inner[i]
+            parts.append((low.clone(), top))
+            low[i] = inner[i]
+        if bool(outer[i] < high[i]):
+            bottom = low.clone()
+            bottom[i] = outer[i]
+            parts.append((bottom, high.clone()))
+            high[i] = outer[i]
+    return parts
