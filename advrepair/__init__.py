@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from advrepair.core.options import option
     from advrepair.core.patching import RepairedNetwork
     from advrepair.core.pipeline import Repair
+    from advrepair.core.properties import demands
     from advrepair.core.rounding import Rounding
     from advrepair.core.types import (
         Assignment,
@@ -72,6 +73,7 @@ _HOMES = {
         "Verifier",
     ),
     "core.network": ("load_network",),
+    "core.properties": ("demands",),
     "core.options": ("option",),
     "core.patching": ("RepairedNetwork",),
     "core.pipeline": ("Repair",),
@@ -117,6 +119,7 @@ __all__ = [
     "UnsupportedNetworkError",
     "UsageError",
     "Verifier",
+    "demands",
     "hookimpl",
     "load",
     "load_network",

@@ -76,6 +76,8 @@ class Tree:
         a region stands before it.
         """
         own = np.full(len(self.owner), -1)
+        known = regions.dtype.kind == "i" and ((regions >= 0) & (regions < len(own))).all()
+        demand(known, "region: of no node")  # a negative one would name some node twice
         own[regions] = np.arange(len(regions))
         single = len({*regions.tolist()}) == len(regions) and (self.shared[regions] < 0).all()
         demand(single, "region: two of one node, or of a shared one")

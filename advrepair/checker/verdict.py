@@ -148,6 +148,9 @@ class _Check:
         # As many at once as make about 2^21 numbers of rows and values.
         size = max(1, 2**21 // (sum(self.base.sizes) + shape[1] * self.base.widest))
         serving = self.patch[self.home[self.node[certified]]]
+        # Without a patch nothing else compares the units that are cut with those that there are.
+        own = self.tree.slope.shape[1] == self.base.units
+        demand(own or not claimed, "tree: slopes of other units than those of N")
         for q in np.unique(serving):
             nets = [self.base]
             if q >= 0:

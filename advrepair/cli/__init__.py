@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from advrepair.cli import check, evaluate, export, plugins, report, run
+from advrepair.cli import check, evaluate, export, plugins, report, run, verify
 from advrepair.core.errors import AdvrepairError
 
 __all__ = ["app", "main"]
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("evaluate")(evaluate.evaluate)
+app.command("verify")(verify.verify)
 app.command("check")(check.check)
 app.command("export")(export.export)
 app.command("report")(report.report)

@@ -146,8 +146,9 @@ def _repair(
 
     keep_freed_memory()
     with follow(silent=as_json) as progress:
+        say = _told(as_json)
         report = pipeline.run(
-            configuration, registry, folder, progress, force, resume, _told(as_json)
+            configuration, registry, folder, progress, force=force, resume=resume, say=say
         )
     if as_json:
         print(json.dumps(report, indent=2))

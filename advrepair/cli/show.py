@@ -29,9 +29,9 @@ STAGES = (
 RARE = ("screening", "branch and bound")  # shown where they took time
 ATTACKED_LEGEND = (
     "Of the deployed function: FDD: decisions that changed on test data, or around the regions of "
-    "property files; fidelity: decisions kept inside these, of those that were right; DSR: balls in which no attack "
-    "succeeds; DGSR-query: unseen inputs that stay right under the worst attack. DGSR-oracle: the "
-    "paper's protocol, where the network is told the clean input. More: docs/metrics.md."
+    "property files; fidelity: decisions kept inside these, of those that were right; DSR: balls "
+    "in which no attack succeeds; DGSR-query: unseen inputs that stay right under the worst attack. "
+    "DGSR-oracle: the paper's protocol, where the network is told the clean input. More: docs/metrics.md."
 )
 
 

@@ -1,13 +1,16 @@
-"""Which patch is on where in a box: the box cut along the regions of a repair."""
+"""Which patch is on where in a box: the box cut along the regions of a repair; bounds there."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from advrepair.core.bounding import Batch, Bounder
 from advrepair.core.box import Box
+from advrepair.core.certification import weights_of
 from advrepair.core.errors import UsageError
-from advrepair.core.patching import RepairedNetwork
+from advrepair.core.patching import RepairedNetwork, Stack
+from advrepair.core.types import LinearBound, PropertySet
 
 UNBOUNDED = -2  # patches that an allocator chooses, in place of the number of one
 _MOST = 50_000  # areas of one box
@@ -49,8 +52,8 @@ def areas(function: nn.Module, box: Box) -> tuple[Box, Tensor]:
                 "'advrepair check' proves what its certificate states"
             )
     shape = (len(found), *box.input_shape)
-    faces = (torch.stack([each[i] for each in found]).view(shape) for i in (0, 1))
-    return Box(*faces), torch.tensor([each[2] for each in found])
+    lows, highs, chosen = zip(*found, strict=True)
+    return Box(torch.stack(lows).view(shape), torch.stack(highs).view(shape)), torch.tensor(chosen)
 
 
 def _around(low: Tensor, high: Tensor, inner: Tensor, outer: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -68,3 +71,33 @@ def _around(low: Tensor, high: Tensor, inner: Tensor, outer: Tensor) -> list[tup
             parts.append((bottom, high.clone()))
             high[i] = outer[i]
     return parts
+
+
+def patch_weights(function: nn.Module, bounder: Bounder, patch: int) -> Stack:
+    """Weights of a patch of a function; zeros for -1, and of what has no patches."""
+    if isinstance(function, RepairedNetwork):
+        return weights_of(function, patch)
+    return dict(bounder.template.tensors)
+
+
+def least_rows(
+    function: nn.Module, bounder: Bounder, asked: PropertySet, box: Box, patch: Tensor
+) -> tuple[Tensor, LinearBound]:
+    """Rigorous lower bounds of the rows of one property on boxes, [B,M], and the rows of N.
+
+    function: with the network and the patches of the bounder. patch: on in each box, [B].
+    Sound: as :meth:`~advrepair.core.bounding.Bounder.least`; where no patch is on, the rows of
+    N are minimised rigorously.
+    """
+    C, d, group = (
+        part.expand(len(box), *part.shape[1:]) for part in (asked.C, asked.d, asked.group)
+    )
+    rows = bounder.base(box, C, d, rigorous=True)
+    least = rows.minimum_rigorous(box)
+    for number in patch[patch >= 0].unique().tolist():
+        here = (patch == number).nonzero()[:, 0]
+        real = torch.ones(1, len(here), dtype=torch.bool)
+        batch = Batch(box[here], rows[here], C[here], group[here], real)
+        stack = {n: t[None] for n, t in patch_weights(function, bounder, number).items()}
+        least[here] = bounder.proofs(stack, batch)[0]
+    return least, rows

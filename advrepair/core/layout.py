@@ -68,8 +68,8 @@ class Pieces:
     """Parts that cover the boxes. box: W of them. owner, node: [W], property and leaf.
 
     open: [.], the parts that were not proved when they were made. proof: N's rows on them,
-    rigorous, if they are known. history: [T,3], after each round of cutting the number of
-    pieces, the share of the volume that is proved, and seconds.
+    rigorous, if they are known. history: after each round of cutting the number of pieces, the
+    share of the volume that is proved, and seconds.
     """
 
     tree: SplitTree

@@ -240,6 +240,13 @@ def _ranked(properties: PropertySet, index: int) -> str:
 
 
 def _inequality(row: Tensor, constant: float) -> str:
+    outputs = row.nonzero()[:, 0].tolist()
+    factors = [float(row[k]) for k in outputs]
+    if len(outputs) == 1:
+        sign = "<" if factors[0] < 0 else ">"
+        return f"y{outputs[0]} {sign} {-constant / factors[0] + 0:.6g}"
+    if sorted(factors) == [-1, 1] and not constant:
+        return f"y{outputs[factors.index(1)]} > y{outputs[factors.index(-1)]}"
     terms = []
     for k in row.nonzero()[:, 0].tolist():
         factor = float(row[k])

@@ -31,7 +31,16 @@ KINDS: dict[str, type[Component]] = {
     "attack": Attack,
 }
 # Sections of the core's own; a component of such a name could not be given options.
-RESERVED = ("problem", "plan", "patch", "training", "certification", "evaluation", "run")
+RESERVED = (
+    "problem",
+    "plan",
+    "patch",
+    "screening",
+    "training",
+    "certification",
+    "evaluation",
+    "run",
+)
 
 _PLUGIN = "plugin"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

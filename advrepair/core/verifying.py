@@ -6,35 +6,30 @@ many parts there are: only those that are open are kept.
 
 from __future__ import annotations
 
-import copy
 import enum
 import time
 
 import torch
 from attrs import define, evolve, field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 
-from advrepair.core.areas import UNBOUNDED, areas
-from advrepair.core.attacking import Advance, generator, perturb, uniform
-from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.areas import UNBOUNDED, areas, least_rows, patch_weights
+from advrepair.core.attacking import Advance
+from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box, concatenated
 from advrepair.core.branching import BranchAndBound
-from advrepair.core.certification import weights_of
-from advrepair.core.errors import SoundnessError
-from advrepair.core.graph import Network, size
+from advrepair.core.graph import Network
 from advrepair.core.interfaces import Attack, CompleteVerifier
-from advrepair.core.patching import RepairedNetwork, Stack
+from advrepair.core.patching import RepairedNetwork
 from advrepair.core.refinement import loss_slope
+from advrepair.core.refuting import Refuter
 from advrepair.core.types import PropertySet, worst_margin
-from advrepair.core.violations import inner
 
 SHARES = 1000  # progress is told in thousandths of the volume
 _AT_ONCE = 400  # pieces that are cut together
 _FRONT = 50_000  # open pieces, from which on the newest are cut, not the worst
 _STARTS = 64  # of an attack
-_SAMPLED, _SAMPLED_BYTES = 2**14, 2**25  # random inputs that are looked at first
 _EVERY = 32  # rounds between two attacks, at most
-_TRIED = 16  # inputs that are run alone, at most, when a batch of them breaks a demand
 
 
 class Outcome(enum.StrEnum):
@@ -131,7 +126,7 @@ class _Open:
 
 @define(eq=False)
 class _Search:
-    """One property. inside: where a counterexample counts, in the format of model."""
+    """One property. pace: seconds that one piece took in the last round."""
 
     plan: Verification
     asked: PropertySet
@@ -140,24 +135,16 @@ class _Search:
     bounded: int = 0
     share: float = 0.0
     least: float = float("inf")
-    pace: float = 0.0  # seconds that one piece took in the last round
-    model: nn.Module = field(init=False)
-    inside: PropertySet = field(init=False)
-    noise: torch.Generator = field(init=False)
+    pace: float = 0.0
+    refuter: Refuter = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        level, plan = self.plan.bounder.rounding.level, self.plan
-        dtype = torch.float32 if level == "deployed-float32" else torch.float64
-        same = plan.bounder.network.dtype == dtype
-        self.model = plan.function if same else copy.deepcopy(plan.function).to(dtype)
-        box = inner(self.asked.box)
-        center = box.clamp(self.asked.center).to(dtype)
-        self.inside = evolve(self.asked, box=box.to(dtype), center=center)
-        self.noise = generator(plan.seed, 11)
+        plan = self.plan
+        self.refuter = Refuter.of(plan.function, plan.bounder, plan.attack, self.asked, plan.seed)
 
     def run(self) -> Answer:
         """Attack, then cut, and attack where it is not proved, less and less often."""
-        point = self._attacked(self._sampled())
+        point = self.refuter.sampled()
         if point is not None:
             return self._violated(point)
         box, patch = areas(self.plan.function, self.asked.box)
@@ -167,16 +154,16 @@ class _Search:
             return self._decided(box, patch, self.plan.bounder.certifier)
         open_, turn, next_ = self._bound(box, patch, _volumes(box, self.asked.box)), 0, 1
         while len(open_):
-            point = self._refuting(self._middles(open_[-_AT_ONCE:]))
+            point = self.refuter.at(open_.box[-2 * _AT_ONCE :].center)
             turn += 1
             if point is None and turn >= next_:
-                point, next_ = self._attacked(self._starts(open_)), turn + min(turn, _EVERY)
+                point, next_ = self.refuter.near(self._starts(open_)), turn + min(turn, _EVERY)
             if point is not None:
                 return self._violated(point)
             chosen = self._chosen(open_)
             reason = self._reason(open_, len(chosen))
             if reason is not None:
-                point = self._attacked(self._starts(open_))
+                point = self.refuter.near(self._starts(open_))
                 return self._unknown(reason) if point is None else self._violated(point)
             rest = torch.ones(len(open_), dtype=torch.bool)
             rest[chosen] = False
@@ -185,13 +172,16 @@ class _Search:
 
     def _decided(self, box: Box, patch: Tensor, verifier: CompleteVerifier) -> Answer:
         """Ask a complete verifier about the areas of one patch after those of another."""
-        most = min(self.plan.pieces, verifier.pieces)
-        search = BranchAndBound(self.plan.bounder, evolve(verifier, pieces=most))
+        most, aim = min(self.plan.pieces, verifier.pieces), self.refuter
+        search = BranchAndBound(self.plan.bounder, evolve(verifier, pieces=most))  # type: ignore[misc]
         for number in patch.unique().tolist():
             if self.deadline is not None and time.perf_counter() > self.deadline:
                 return self._unknown(Reason.TIMEOUT)
-            part, weights = box[patch == number], self._weights(number)
-            found = search.decide(self.inside, part, weights, self.model, self._refutes)
+            part, weights = (
+                box[patch == number],
+                patch_weights(self.plan.function, self.plan.bounder, number),
+            )
+            found = search.decide(aim.asked, part, weights, aim.model, aim.refutes)
             self.bounded += len(found.tree.owner)
             if found.counterexample is not None:
                 return self._violated(found.counterexample)
@@ -211,7 +201,7 @@ class _Search:
         return Answer(Outcome.UNKNOWN, None, min(self.share, 1.0), reason=reason)
 
     def _violated(self, x: Tensor) -> Answer:
-        y = self._outputs(x[None])
+        y = self.refuter.outputs(x[None])
         margin = float(self.asked.margin(y))
         return Answer(Outcome.VIOLATED, margin, min(self.share, 1.0), x=x, y=y[0])
 
@@ -265,20 +255,8 @@ class _Search:
 
     def _margins(self, box: Box, patch: Tensor) -> tuple[Tensor, Tensor]:
         """Rigorous margins of pieces, [B], and what a cut of each input may gain, [B,S]."""
-        C, d, group = (
-            part.expand(len(box), *part.shape[1:])
-            for part in (self.asked.C, self.asked.d, self.asked.group)
-        )
-        bounder = self.plan.bounder
-        rows = bounder.base(box, C, d, rigorous=True)
-        least = rows.minimum_rigorous(box)
-        for number in patch.unique().tolist():
-            if number >= 0:
-                here = (patch == number).nonzero()[:, 0]
-                real = torch.ones(1, len(here), dtype=torch.bool)
-                batch = Batch(box[here], rows[here], C[here], group[here], real)
-                stack = {name: t[None] for name, t in self._weights(number).items()}
-                least[here] = bounder.proofs(stack, batch)[0]
+        least, rows = least_rows(self.plan.function, self.plan.bounder, self.asked, box, patch)
+        group = self.asked.group.expand(len(box), -1)
         margin = worst_margin(least, group).nan_to_num(-torch.inf)
         if rows.influence is None:
             width = (box.upper.double() - box.lower.double()).flatten(1)
@@ -289,87 +267,10 @@ class _Search:
         row = apart.masked_fill(group < 0, torch.inf).nan_to_num(torch.inf).argmin(1)
         return margin, rows.influence[torch.arange(len(box)), row].flatten(1).nan_to_num(0.0)
 
-    def _weights(self, patch: int) -> Stack:
-        function = self.plan.function
-        if isinstance(function, RepairedNetwork):
-            return weights_of(function, patch)
-        return self.plan.bounder.template.tensors  # zeros
-
-    def _sampled(self) -> Tensor:
-        """The centre, and the worst of random inputs: where the first attack starts."""
-        network = self.plan.bounder.network
-        widest = 8 * max([size(network.input_shape), *(size(op.shape) for op in network.operations)])
-        count = max(_STARTS, min(_SAMPLED, _SAMPLED_BYTES // widest))
-        x = uniform(self._inside(count).box, self.noise)
-        margin = self._inside(count).margin(self._outputs(x)).nan_to_num(-torch.inf)
-        return torch.cat([self.inside.center, x[margin.topk(_STARTS, largest=False).indices]])
-
-    def _middles(self, open_: _Open) -> Tensor:
-        """Centres of pieces, moved to where a counterexample counts."""
-        dtype = self.inside.box.lower.dtype
-        return self.inside.box.clamp(open_.box.center.to(dtype))
-
     def _starts(self, open_: _Open) -> Tensor:
-        """The worst pieces, and some that are drawn."""
+        """Centres of the worst pieces, and of the newest: inputs to attack from, [N,*S]."""
         worst = open_.margin.topk(min(_STARTS, len(open_)), largest=False).indices
-        drawn = torch.randint(len(open_), (_STARTS,), generator=self.noise)
-        return self._middles(open_[torch.cat([worst, drawn])])
-
-    def _attacked(self, start: Tensor) -> Tensor | None:
-        """A counterexample that the attack finds from some inputs, [*S]."""
-        asked = self._inside(len(start))
-        return self._refuting(perturb(self.plan.attack, self.model, asked, start, self.noise))
-
-    def _inside(self, count: int) -> PropertySet:
-        return self.inside[torch.zeros(count, dtype=torch.long)]
-
-    def _outputs(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            y: Tensor = self.model(x)
-        return y
-
-    def _refuting(self, x: Tensor) -> Tensor | None:
-        """Of some inputs the worst that refutes the property alone."""
-        margin = self._inside(len(x)).margin(self._outputs(x)).nan_to_num(-torch.inf)
-        broken = (~(margin > 0)).nonzero()[:, 0]
-        for i in broken[margin[broken].argsort(stable=True)][:_TRIED].tolist():
-            if self._refutes(x[i]):
-                return x[i]
-        return None
-
-    def _refutes(self, x: Tensor) -> bool:
-        """Whether one input refutes the property, in the arithmetic of the claim.
-
-        Sound: outputs of one run, at the deployed levels. They say nothing certain about real
-        numbers, so at level real every row of some group must be <= 0 by a rigorous bound.
-        """
-        if not bool(self.asked.violated(self._outputs(x[None]))):
-            return False
-        point, real = Box(x[None], x[None]), self.plan.bounder.rounding.level == "real"
-        patch = areas(self.model, point)[1]
-        if bool((patch == UNBOUNDED).any()):
-            return not real
-        if bool((self._margins(point.to(torch.float64), patch)[0] > 0).all()):
-            raise SoundnessError(
-                f"{self.asked.names[0]} is proved at an input that breaks it: a bound is wrong; "
-                "please report this with the network and the property"
-            )
-        return not real or self._exactly(point.to(torch.float64), patch)
-
-    def _exactly(self, point: Box, patch: Tensor) -> bool:
-        """Whether a rigorous bound says that every row of some group is <= 0 at a point."""
-        asked, groups = self.asked, self.asked.group[0]
-        for g in groups[groups >= 0].unique():
-            rows = (groups == g).nonzero()[:, 0]
-            below = evolve(
-                asked,
-                C=-asked.C[:, rows],
-                d=-asked.d[:, rows],
-                group=torch.arange(len(rows))[None],
-            )
-            if bool((evolve_search(self, below)._margins(point, patch)[0] >= 0).all()):
-                return True
-        return False
+        return torch.cat([open_.box[worst].center, open_.box[-_STARTS:].center])
 
 
 def _volumes(parts: Box, whole: Box) -> Tensor:

@@ -89,7 +89,8 @@ class _Search:
         chosen = torch.randperm(len(pieces), generator=self.noise)[:_STARTS]
         start = self.box.clamp(pieces[chosen].center)
         asked = self.asked[torch.zeros(len(start), dtype=torch.long)]
-        x = perturb(attack, self.network, asked, start, self.noise)
+        # The attack keeps to the box of the property, faces included.
+        x = self.box.clamp(perturb(attack, self.network, asked, start, self.noise))
         return self._broken(torch.cat([x, start]))
 
     def evolved(self, pieces: Box) -> Tensor:

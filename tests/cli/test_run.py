@@ -29,6 +29,8 @@ REPORT = {
 }
 FLAGS = {
     "--data": "problem.data",
+    "--property": "problem.property",
+    "--decision": "problem.decision",
     "--factory": "problem.factory",
     "--epsilon": "problem.epsilon",
     "--count": "problem.count",
@@ -56,7 +58,7 @@ class Pipeline(ModuleType):
         self.calls = []
         self.error = None
 
-    def run(self, configuration, registry, folder, progress, *, force, resume):
+    def run(self, configuration, registry, folder, progress, *, force, resume, say):
         if self.error is not None:
             raise self.error
         progress("attack", 2, 2)

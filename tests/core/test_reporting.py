@@ -81,7 +81,7 @@ def test_the_counts_add_up():
 def test_when_all_is_well_nothing_is_lamented():
     found = a_report(status=(Status.CERTIFIED,) * 6, allocator="none")
     assert found["notes"] == [
-        "outside the balls the network is unchanged, and nothing is proved there"
+        "outside the regions the network is unchanged, and nothing is proved there"
     ]
 
 

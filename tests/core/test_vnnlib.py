@@ -407,7 +407,7 @@ def test_numbers_that_do_not_fit_the_network_are_refused(read):
 # ACAS Xu -------------------------------------------------------------------------------
 
 ACAS = {  # properties, groups of each, and what they demand
-    1: (1, 1, "-y0 + 3.99113 > 0"),
+    1: (1, 1, "y0 < 3.99113"),
     2: (1, 1, "output 0 is not the largest"),
     3: (1, 1, "output 0 is not the smallest"),
     4: (1, 1, "output 0 is not the smallest"),

@@ -41,10 +41,14 @@ class Zonotope(Verifier):
         Raises UnsupportedNetworkError for an operation without a rule, by node name.
         """
         before = [INPUT, *(op.name for op in network.operations)]
+        shapes = [network.input_shape, *(op.shape for op in network.operations)]
+        steps = zip(network.operations, shapes, strict=False)
+        # On a matrix a layer acts on every row alone, which a set here does not follow.
+        flat = all(op.kind != "linear" or len(shape) == 1 for op, shape in steps)
         chain = all(
             list(op.inputs) == [name] for op, name in zip(network.operations, before, strict=False)
         )
-        if not chain or not {op.kind for op in network.operations} <= _KINDS:
+        if not (chain and flat) or not {op.kind for op in network.operations} <= _KINDS:
             return DeepPoly().prepare(network, rounding)
 
         def bound(params: Mapping[str, Tensor], box: Box, C: Tensor, d: Tensor) -> LinearBound:
