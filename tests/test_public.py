@@ -67,6 +67,9 @@ ORDER = [
     "preserving",
     "screening",
     "violations",
+    "areas",
+    "refuting",
+    "verifying",
     "artefacts",
     "exporting",
     "run_folder",
@@ -82,6 +85,7 @@ ORDER = [
     "reporting",
     "pipeline",
     "evaluating_again",
+    "verifying_files",
 ]
 FOR_PLUGINS = {
     "interfaces",

@@ -30,8 +30,9 @@ RARE = ("screening", "branch and bound")  # shown where they took time
 ATTACKED_LEGEND = (
     "Of the deployed function: FDD: decisions that changed on test data, or around the regions of "
     "property files; fidelity: decisions kept inside these, of those that were right; DSR: balls "
-    "in which no attack succeeds; DGSR-query: unseen inputs that stay right under the worst attack. "
-    "DGSR-oracle: the paper's protocol, where the network is told the clean input. More: docs/metrics.md."
+    "in which no attack succeeds; DGSR-query: unseen inputs that stay right under the worst "
+    "attack. DGSR-oracle: the paper's protocol, where the network is told the clean input. More: "
+    "docs/metrics.md."
 )
 
 
@@ -70,7 +71,9 @@ def _headline(report: Mapping[str, Any]) -> str:
     problem, counts = report["problem"], report["properties"]
     certified, total = counts["certified"], counts["total"]
     line = f"{certified} of {total} properties certified ({problem['level']})"
-    if problem.get("epsilon") is not None and certified:
+    if report.get("demands"):
+        line += "; what each of them demands:"
+    elif problem.get("epsilon") is not None and certified:
         which = "the" if certified == total else ("that" if certified == 1 else "those")
         centres = f"{certified} centre" + ("" if certified == 1 else "s")
         near = f"within {problem['epsilon']:g} of {which} {centres}"

@@ -17,7 +17,7 @@ _MOST = 50_000  # areas of one box
 
 
 def areas(function: nn.Module, box: Box) -> tuple[Box, Tensor]:
-    """Areas that cover a box, and the patch that is on in each: [A]; -1 is none.
+    """Areas that cover a box, and the patch that is on in each: [B]; -1 is none.
 
     function: of a repaired network its regions count; any other module has no patches. box:
     one box. UNBOUNDED: outside all regions, where the allocator chooses.

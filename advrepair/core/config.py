@@ -104,11 +104,15 @@ def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
             "problem.data is empty: name the npz file of the inputs with --data, or what must "
             "hold with --property"
         )
+    if problem.decision == "argmin" and (problem.data or not problem.property):
+        raise UsageError(
+            "problem.decision is argmin: labels of data are the largest output; leave --data out, "
+            "or negate the network's last layer"
+        )
     if problem.property and not problem.data and "input_range" not in given.get("problem", {}):
         # Images lie in [0, 1]; the inputs of a property file wherever it says.
         sections["problem"] = attrs.evolve(problem, input_range=())
-    files = bool(problem.property and not problem.data)
-    chosen = _select(registry, sections["plan"], files)
+    chosen = _select(registry, sections["plan"], problem)
     sections["plan"] = Plan(**{role: cls.name for role, cls in chosen.items()})
     components = {
         role: build(cls, _own(cls, given.get(cls.name, {})), cls.name)
@@ -169,14 +173,16 @@ def _own(cls: type[Component], options: Mapping[str, object]) -> Mapping[str, ob
     return {name: value for name, value in options.items() if name in known}
 
 
-def _select(registry: Registry, plan: Plan, files: bool) -> dict[str, type[Component]]:
-    """Classes by role, defaults filled in. files: properties come from files too."""
+def _select(registry: Registry, plan: Plan, problem: Problem) -> dict[str, type[Component]]:
+    """Classes by role, defaults filled in."""
     names = attrs.asdict(plan)
     verifier = cast(type[Verifier], registry.find("verifier", plan.verifier))
     indicator = cast(type[Indicator], registry.find("indicator", plan.indicator))
     rigorous = verifier.name if verifier.rigorous else "deeppoly"
-    names["certifier"] = plan.certifier or ("zonotope" if files else rigorous)
-    names["allocator"] = plan.allocator or ("none" if files else indicator.allocator)
+    names["certifier"] = plan.certifier or (
+        "zonotope" if problem.property and not problem.data else rigorous
+    )
+    names["allocator"] = plan.allocator or ("none" if problem.property else indicator.allocator)
     names["evaluation_attack"] = plan.evaluation_attack or plan.attack
     chosen = {role: registry.find(kind, names[role]) for role, kind in ROLES.items()}
     if not cast(type[Verifier], chosen["certifier"]).rigorous:

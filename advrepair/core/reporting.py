@@ -203,7 +203,7 @@ def _notes(
     for status in (Status.FALSIFIED, Status.UNKNOWN):
         if number := certificate.count(status):
             notes.append(f"{number} properties {status.value}: {status.sentence}")
-    if constant := int(certificate.constant.sum()):
+    if constant := int((certificate.constant & (problem.properties.label >= 0)).sum()):
         notes.append(f"{constant} properties are served by a constant patch (training gave up)")
     notes.append(_outside(plan, found.routing))
     notes += _alone(problem, certificate)
