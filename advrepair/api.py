@@ -93,7 +93,7 @@ def repair(
         raise UsageError("x, y and epsilon go together: give all of them or none")
     asked: dict[str, object] = {"input_range": list(input_range or ()) if x is not None else []}
     asked |= {} if epsilon is None else {"epsilon": epsilon}
-    asked |= {"data": "given", "network": type(network).__name__}
+    asked |= {"data": "" if x is None else "given", "network": type(network).__name__}
     asked |= {} if properties is None else {"property": ["given"]}
     beneath: list[Layer] = [] if preset is None else [{"run": {"preset": preset}}]
     layers: list[Layer] = [*beneath, settings or {}, chosen, {"problem": asked}]

@@ -71,6 +71,7 @@ ORDER = [
     "refuting",
     "verifying",
     "artefacts",
+    "shell_claims",
     "exporting",
     "run_folder",
     "work",

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from attrs import field, frozen
 
 from advrepair.core.agreement import (
@@ -20,13 +21,19 @@ from advrepair.core.agreement import (
     trial_inputs,
 )
 from advrepair.core.artefacts import check_digest, read_repaired
+from advrepair.core.bounding import Bounder
+from advrepair.core.box import Box
 from advrepair.core.config import read_toml
 from advrepair.core.errors import UsageError
-from advrepair.core.files import file_digest, read_json
+from advrepair.core.files import file_digest, read_json, read_tensors
+from advrepair.core.interfaces import Verifier
 from advrepair.core.onnx_export import routed_model
+from advrepair.core.options import build
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.registry import Registry
-from advrepair.core.relu_form import make_shells, relu_model
+from advrepair.core.relu_form import Shells, make_shells, relu_model
+from advrepair.core.rounding import Rounding
+from advrepair.core.shell_claims import carried_over, read_proved
 from advrepair.core.torch_export import (
     ExportableNetwork,
     exported_program,
@@ -34,8 +41,10 @@ from advrepair.core.torch_export import (
     load_torchscript,
     torchscript,
 )
+from advrepair.core.types import PropertySet
 
 FORMS = ("routed", "relu")
+_MEMORY = 2**31  # of bounds in flight, in bytes
 _ROWS = 100  # properties written one by one; of more, each demand once
 
 
@@ -116,7 +125,7 @@ def export(folder: Path, asked: Request, registry: Registry) -> list[Written]:
     check_digest(folder)
     repaired = read_repaired(folder / "repaired.safetensors", registry).eval()
     makers: list[tuple[Path | None, Callable[[], _Made]]] = [
-        (asked.onnx, lambda: _onnx(folder, asked, repaired)),
+        (asked.onnx, lambda: _onnx(folder, asked, repaired, registry)),
         (asked.torchscript, lambda: _torchscript(repaired)),
         (asked.torch_export, lambda: _torch_export(repaired)),
     ]
@@ -152,7 +161,7 @@ def _specification(rows: list[dict[str, Any]]) -> str:
     return "\n".join([f"{len(rows)} properties", *lines])
 
 
-def _onnx(folder: Path, asked: Request, repaired: RepairedNetwork) -> _Made:
+def _onnx(folder: Path, asked: Request, repaired: RepairedNetwork, registry: Registry) -> _Made:
     facts, able = about(folder, asked.form), runtime()
     if asked.form == "routed":
         model = routed_model(repaired, facts)
@@ -168,10 +177,42 @@ def _onnx(folder: Path, asked: Request, repaired: RepairedNetwork) -> _Made:
             "region, whose patch is partly on there"
         )
     facts |= {"advrepair.shell": repr(shells.width), "advrepair.input_range": str(list(limits))}
+    kept, certified = _kept(folder, repaired, shells, registry)
+    notes.append(f"{kept} of {certified} certified properties hold in the shells too")
+    facts["advrepair.certified_in_shells"] = f"{kept} of {certified} certified properties"
     model = relu_model(repaired, limits, shells, facts)
     x = trial_inputs(repaired)
     checked = check_relu(model, repaired, x, shells, limits) if able else None
     return _Made("ONNX, relu", model, checked, tuple(notes))
+
+
+def _kept(
+    folder: Path, repaired: RepairedNetwork, shells: Shells, registry: Registry
+) -> tuple[int, int]:
+    """How many certified properties hold for the relu form, and how many there are."""
+    certificate, (arrays, _) = (
+        read_json(folder / "certificate.json"),
+        read_tensors(folder / "certificate.safetensors"),
+    )
+    rows, source = certificate["properties"], certificate["certifier"]
+    certified = torch.tensor([row["status"] == "certified" for row in rows], dtype=torch.bool)
+    centres = repaired.centres
+    properties = PropertySet(
+        Box(arrays["box.lower"], arrays["box.upper"]),
+        arrays["C"],
+        arrays["d"],
+        arrays["group"],
+        centres.label,
+        centres.target,
+        centres.x,
+        tuple(row["name"] for row in rows),
+    )
+    kind = registry.find("verifier", source["name"])
+    certifier = cast(Verifier, build(kind, source["options"], source["name"]))
+    level, template = Rounding(certificate["level"]), repaired.bank.template
+    bounder = Bounder(repaired.base, template, certifier, certifier, level, _MEMORY)
+    proved = read_proved(arrays, certified, properties, repaired.patch)
+    return int(carried_over(repaired, shells, proved, bounder).sum()), int(certified.sum())
 
 
 def _torchscript(repaired: RepairedNetwork) -> _Made:

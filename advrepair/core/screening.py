@@ -116,7 +116,7 @@ class Screen:
             spent = time.perf_counter() - self._begin
             self._history.append((pieces, 1 - self._share(open_), spent))
             room = most - pieces
-            plan = choose(open_, min(room, self.budget.split)) if room > 0 else None
+            plan = choose(open_, min(room, self.budget.split)) if room > 0 and len(open_) else None
             if plan is None or not len(plan.piece):
                 return open_
             rest = torch.ones(len(open_), dtype=torch.bool)
