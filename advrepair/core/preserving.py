@@ -102,7 +102,9 @@ def propose(
         if bool((worklist.properties.label[owner] >= 0).any()):
             continue
         box, rows = worklist.box[pieces], worklist.proof[pieces]
-        least, inside = rows.minimum_rigorous(box), decisions.inside(x, box)
+        regions = worklist.layout.regions
+        least = rows.minimum_rigorous(box)
+        inside = decisions.inside(x, regions.box[regions.patch == patch])
         if rows.magnitude is None or not bool(torch.isfinite(least).all()):
             continue
         batch = worklist.batch(patch[None], rigorous=True)
