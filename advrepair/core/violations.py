@@ -126,13 +126,13 @@ class _Search:
     def many(self, pieces: Box, known: Tensor, count: int) -> Tensor:
         """count points: drawn evenly in the open pieces, and by walking where those are rare."""
         drawn = known[:0]
-        for _ in range(_DRAWS):
+        for draw in range(1, _DRAWS + 1):
             which = self._by_volume(pieces, _AT_ONCE)
             new = self._broken(self.box.clamp(self._uniform(pieces[which])))
             drawn = _distinct(torch.cat([drawn, new]))
             if len(drawn) >= count:
                 return drawn
-            if not len(new):
+            if len(drawn) * _DRAWS < count * draw:  # at this rate they would not do
                 break
         return self._walked(_distinct(torch.cat([known, drawn])), count)
 
