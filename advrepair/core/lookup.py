@@ -26,7 +26,7 @@ def insight(
     labels: Tensor | None,
     noise: torch.Generator,
 ) -> Insight:
-    """Means over the properties, as fractions unless said otherwise.
+    """Means over the properties that have a patch, as fractions unless said otherwise.
 
     ``input_dependence``: variance of the patch's output over its box, over its mean square; 0
     for a constant. ``intrusion``: |P| / |N|, largest output each, on its box; ``most`` of all
@@ -36,8 +36,8 @@ def insight(
 
     images: [n,*S] that were not repaired, labels: [n].
     """
-    parts = []
-    for index in torch.arange(len(properties)).split(_AT_ONCE):
+    parts = [torch.zeros(0, 5)]
+    for index in (repaired.centres.patch >= 0).nonzero()[:, 0].split(_AT_ONCE):
         asked = properties[index]
         stack = {n: t[repaired.centres.patch[index]] for n, t in repaired.bank.stack.items()}
         inside = torch.stack([uniform(asked.box, noise) for _ in range(_POINTS)], 1)
@@ -53,7 +53,7 @@ def insight(
     return {
         "input_dependence": _mean(columns[0]),
         "intrusion": _mean(columns[1]),
-        "intrusion_most": float(columns[2].max()),
+        "intrusion_most": float(columns[2].max()) if columns.shape[1] else None,
         "forced_images": _mean(columns[3]),
         "forced_noise": _mean(columns[4]),
         "parameters": sum(t.numel() for t in numbers) / len(properties),

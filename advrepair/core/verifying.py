@@ -177,10 +177,8 @@ class _Search:
         for number in patch.unique().tolist():
             if self.deadline is not None and time.perf_counter() > self.deadline:
                 return self._unknown(Reason.TIMEOUT)
-            part, weights = (
-                box[patch == number],
-                patch_weights(self.plan.function, self.plan.bounder, number),
-            )
+            part = box[patch == number]
+            weights = patch_weights(self.plan.function, self.plan.bounder, number)
             found = search.decide(aim.asked, part, weights, aim.model, aim.refutes)
             self.bounded += len(found.tree.owner)
             if found.counterexample is not None:
