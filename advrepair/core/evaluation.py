@@ -24,7 +24,7 @@ class Around:
     """Random inputs in the regions of property files and around them.
 
     right: inside, where the unrepaired network meets every demand, [n,*S]. outside: in no
-    region, [m,*S]. rule: which output a network decides for, a key of DECISIONS.
+    region, [n,*S]. rule: which output a network decides for, a key of DECISIONS.
     """
 
     right: Tensor
