@@ -75,7 +75,7 @@ class Screen:
     _begin: float = field(factory=time.perf_counter)
 
     def run(self, which: Tensor) -> Pieces:
-        """Cut the boxes of some properties, which: [p], where N is not proved.
+        """Cut the boxes of some properties, which: [n], where N is not proved.
 
         Sound: what counts as proved here is the rigorous bound that the certificate states,
         and the pieces cover the boxes, as only cuts make them.

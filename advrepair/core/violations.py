@@ -42,7 +42,7 @@ def find_violations(
     seed: int,
     advance: Advance,
 ) -> Violations:
-    """Up to count points for each of some properties, which: [p]; none where none is found.
+    """Up to count points for each of some properties, which: [n]; none where none is found.
 
     open_: pieces that may hold any, owner: the property of each. Points lie inside the exact
     region, of which the box is the least that floats can say: one float away from its faces.
