@@ -197,14 +197,17 @@ class _Check:
         demand((low <= high).all(), "tree: a box has no inside, or a cut lies outside its node")
         # The program that wrote the claim counts rounding in another way than this one. So it may
         # lie above by what is taken off here: from rows, and from the bounds that their lines use.
-        rows, lost = np.full((2, *d.shape), -np.inf), np.arange(len(pieces))
+        rows, lost, parallel = np.full((2, *d.shape), -np.inf), np.arange(len(pieces)), False
         while len(lost):
             slope, multiplier = self.tree.hints(node[lost], pieces[lost])
             box, level = (low[lost], high[lost]), self.verdict.level
             first = (0, self.base.units)
-            parts = [Region(n, level, box, slope, at) for n, at in zip(nets, first, strict=False)]
-            for steep in (False, True):  # any slopes will do
-                found, error = row_margins(parts, C[lost], d[lost], multiplier, steep)
+            parts = [
+                Region(n, level, box, slope, at, parallel)
+                for n, at in zip(nets, first, strict=False)
+            ]
+            for kind in (1, 2):  # any lines will do
+                found, error = row_margins(parts, C[lost], d[lost], multiplier, kind)
                 again = np.stack([found, found + 4 * error])
                 rows[:, lost] = np.where(found > rows[0, lost], again, rows[:, lost])
             worst = np.full((2, len(pieces)), np.inf)  # group, and of every group the best row
@@ -212,7 +215,9 @@ class _Check:
                 best = np.where(group == number, rows, -np.inf).max(2)
                 worst = np.where((group == number).any(1), np.minimum(worst, best), worst)
             accepted = (worst[0] > 0) & (self.margin[pieces] <= worst[1])
-            node[lost] = self.tree.parent[node[lost]]
+            if parallel:  # both ways were tried here
+                node[lost] = self.tree.parent[node[lost]]
+            parallel = not parallel
             lost = (~accepted & (node >= 0)).nonzero()[0]
         for piece, least in zip(pieces[~accepted], worst[0, ~accepted], strict=True):
             text = f"property {self.owner[piece]}, piece {piece}: margin {self.margin[piece]:.9g}"

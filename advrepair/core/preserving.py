@@ -20,7 +20,7 @@ from advrepair.core.patching import RepairedNetwork, constant_stack
 from advrepair.core.refinement import Worklist
 from advrepair.core.training import Trained
 
-_SLACK, _ATTEMPTS = 2.0**-20, 6
+_ATTEMPTS = 6
 _SHARE = 1e-4  # shares of changed decisions that differ by less count as equal
 
 
@@ -108,7 +108,7 @@ def propose(
         if rows.magnitude is None or not bool(torch.isfinite(least).all()):
             continue
         batch = worklist.batch(patch[None], rigorous=True)
-        slack = _SLACK * float(rows.magnitude.max())
+        slack = float(rows.spare().max())
         for _ in range(_ATTEMPTS):
             C, group = worklist.properties.C[owner], worklist.properties.group[owner]
             value = preserving_constant(least, C, group, inside, slack)

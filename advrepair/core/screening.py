@@ -108,7 +108,7 @@ class Screen:
     ) -> _Parts:
         """Cut pieces until none is open or there are so many; what is proved goes to done."""
         while True:
-            good = self._margin(open_) > 0
+            good = self._margin(open_) > open_.rows.spare()
             done.append(open_[good.nonzero()[:, 0]])
             self.advance(int(good.sum()))
             open_ = open_[(~good).nonzero()[:, 0]]

@@ -18,6 +18,9 @@ from advrepair.core.errors import UsageError
 from advrepair.core.rounding import UNIT64, above, gamma
 
 
+_SPARE = 2.0**-16  # of the size of the outputs
+
+
 class Status(enum.StrEnum):
     """What is known about a property of the repaired network."""
 
@@ -63,6 +66,15 @@ class LinearBound:
     def to(self, dtype: torch.dtype) -> LinearBound:
         """Rounded to another dtype (for training; a certificate uses the float64 rows)."""
         return LinearBound(self.A.to(dtype), self.b.to(dtype))
+
+    def spare(self) -> Tensor:
+        """A margin with which another program, that counts rounding otherwise, finds a proof too.
+
+        [B], in the rows' dtype; 0 where nothing is known of the size of the outputs.
+        """
+        if self.magnitude is None:
+            return self.b.new_zeros(len(self.b))
+        return _SPARE * self.magnitude.amax(1)
 
     def minimum(self, box: Box) -> Tensor:
         """Lower bound of the rows over the box, [B,M], in the rows' dtype.
