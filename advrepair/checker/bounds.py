@@ -35,7 +35,7 @@ class Region:
     box: faces of the inputs and, behind them, of the computed inputs of ReLU units. A piece
     holds the inputs in its box whose units lie between their faces. slope: [B,units], of lines
     below the ReLUs; any in [0, 1] is sound. first: units of another network before ours.
-    parallel: what ReLUs see is bounded with lines of the same slope above them too.
+    parallel: lines above the ReLUs have that slope too; else they are the nearest ones.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Region:
         self.g = 8 * _U * (net.longest + 16)
         self.low, self.high = ([face[:, : net.sizes[0]]] for face in box)
         self.most = [np.maximum(-self.low[0], self.high[0])]
-        self.slack, self.lines = [np.zeros(0)], dict[int, tuple[slice, list[Triple]]]()
+        self.slack, self.lines = [np.zeros(0)], dict[int, tuple[slice, Pair, Array, Array]]()
         self.valid = np.asarray((self.most[0] < 2.0**500).all(1))  # [B], else nothing is proved
         self.empty = np.zeros(len(slope), bool)  # no input of the box is in the piece
         sums = [0]  # on the way from the input to a value; intervals are exact through one
@@ -111,38 +111,25 @@ class Region:
         self.low[source], self.high[source], self.most[source] = low, high, np.maximum(-low, high)
         self.valid &= np.isfinite(high - low).all(1)
         self.empty |= (low > high).any(1)
-        unstable, active = (low < 0) & (high > 0), (low >= 0).astype(float)
-        share = np.clip(high / np.where(unstable, high - low, 1.0), 0.0, 1.0)
         # The slope as stored, of stable units too: a steeper one may be worse in a part.
         given = self.slope[:, units]
-        steep = np.where(unstable, np.rint(given * 255) % 2, active)
-        # Lines below and above for what ReLUs see, and two choices for rows.
-        self.lines[len(self.low)] = (
-            units,
-            [
-                (
-                    below,
-                    np.where(unstable, slope, active),
-                    np.where(unstable, np.maximum(-slope * low, (1 - slope) * high), 0.0),
-                )
-                for below, slope in (
-                    (given, given if self.parallel else share),
-                    (given, share),
-                    (steep, share),
-                )
-            ],
-        )
+        unstable, steep, above = (low < 0) & (high > 0), np.rint(given * 255) % 2, given
+        if not self.parallel:
+            share = np.clip(high / np.where(unstable, high - low, 1.0), 0.0, 1.0)
+            above = np.where(unstable, share, low >= 0)
+            steep = np.where(unstable, steep, low >= 0)
+        shift = np.maximum(-above * low, (1 - above) * high)
+        self.lines[len(self.low)] = units, (given, steep), above, shift
         return np.maximum(low, 0), np.maximum(high, 0), self.g * self.most[source] + _TINY
 
     def pull(
-        self, value: int, A: Array, own: Array, cuts: Array | None = None, kind: int = 0
+        self, value: int, A: Array, own: Array, cuts: Array | None = None, steep: bool = False
     ) -> Triple:
         """Rows [N,S] over a value as rows over the input, constants [N] and errors [N].
 
         On piece own[i], ``A . value >= result . x + constant - error`` in exact arithmetic.
-        cuts [N,units]: rows over the computed inputs of the ReLUs, which are added there. kind:
-        of lines; 0 as for what ReLUs see; 1 with the slope that is given below; 2 with 0 or 1
-        below, as the last bit of that slope says.
+        cuts [N,units]: rows over the computed inputs of the ReLUs, which are added there. steep:
+        with 0 or 1 below a ReLU, as the last bit of its slope says, not with the slope itself.
         """
         waiting, constant, error = {value: A}, np.zeros(len(A)), np.zeros(len(A))
         while index := max(waiting):
@@ -150,10 +137,9 @@ class Region:
             error = error + _dot(abs(A), self.slack[index][own])
             constant = constant + A @ step.bias
             if step.kind == "relu":
-                units, lines = self.lines[index]
-                below, above, shift = lines[kind]
+                units, below, above, shift = self.lines[index]
                 constant = constant + _dot(np.minimum(A, 0), shift[own])
-                A = np.maximum(A, 0) * below[own] + np.minimum(A, 0) * above[own]
+                A = np.maximum(A, 0) * below[steep][own] + np.minimum(A, 0) * above[own]
                 arriving = [A] if cuts is None else [A, cuts[:, units]]
             else:
                 arriving = [step.back(A)] * len(step.sources)
@@ -175,7 +161,9 @@ class Region:
         return lowest - error, error
 
 
-def row_margins(parts: list[Region], C: Array, d: Array, multiplier: Array, kind: int = 1) -> Pair:
+def row_margins(
+    parts: list[Region], C: Array, d: Array, multiplier: Array, steep: bool = False
+) -> Pair:
     """Lower bounds of ``C (N + P) + d`` on pieces, [B,M], -inf where unknown; and their errors.
 
     parts: N, or N and P. A piece without inputs has the bound inf. Where units lie in
@@ -189,7 +177,7 @@ def row_margins(parts: list[Region], C: Array, d: Array, multiplier: Array, kind
     used = cuts if cuts.any() else None
     b, size = d_, abs(d_)
     for part in parts:
-        row, constant, lost = part.pull(len(part.net.steps), C, own, used, kind)
+        row, constant, lost = part.pull(len(part.net.steps), C, own, used, steep)
         A, b, error, size = A + row, b + constant, error + lost, size + abs(constant)
         most = most + part.most[-1]
     if len(parts) > 1:  # the sum N + P is rounded once

@@ -206,8 +206,8 @@ class _Check:
                 Region(n, level, box, slope, at, parallel)
                 for n, at in zip(nets, first, strict=False)
             ]
-            for kind in (1, 2):  # any lines will do
-                found, error = row_margins(parts, C[lost], d[lost], multiplier, kind)
+            for steep in (False, True):  # any slopes will do
+                found, error = row_margins(parts, C[lost], d[lost], multiplier, steep)
                 again = np.stack([found, found + 4 * error])
                 rows[:, lost] = np.where(found > rows[0, lost], again, rows[:, lost])
             worst = np.full((2, len(pieces)), np.inf)  # group, and of every group the best row

@@ -216,6 +216,7 @@ def joined(parts: Sequence[LinearBound]) -> LinearBound:
         _joined([part.magnitude for part in parts]),
         _joined([part.slope for part in parts]),
         _joined([part.influence for part in parts]),
+        _joined([part.error for part in parts]),
     )
 
 

@@ -252,6 +252,10 @@ def prove(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> Pr
         real, pieces = batch.real.flatten(), torch.cat(worklist.pieces_of(patches))
         margin[pieces] = worst_margin(least, batch.group)[real]
         slope[pieces] = used[real]
+    if worklist.screened:
+        # What is claimed is what another program finds too; less is claimed, no more.
+        modest = torch.maximum(margin - worklist.proof.spare(), margin / 2)
+        margin = torch.where(margin > 0, modest, margin)
     tree, own = copy.deepcopy(worklist.tree), worklist.slope.clone()
     return Proof(tree, own, worklist.owner, worklist.node, margin, slope, {})
 

@@ -31,6 +31,7 @@ from advrepair.core.evaluation import Around, inputs_around
 from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import Inputs, clip_of, in_plain_words, read_inputs
+from advrepair.core.layout import Pieces
 from advrepair.core.patching import RepairedNetwork, attach, patch_template
 from advrepair.core.preserving import Decisions, propose, sampled
 from advrepair.core.properties import refuse_contradictions
@@ -180,15 +181,22 @@ def find_broken(network: Network, demanded: PropertySet, plan: Configuration, ru
     refuse_contradictions(demanded)
     bounder, count = make_bounder(network, plan), plan.evaluation.examples
     every, wanted = torch.arange(len(demanded)), (1 + plan.evaluation.samples) * count
-    with run.stage("screening", plan.screening.pieces) as advance:
-        samples = _samples(network, demanded, plan)
-        screen = Screen(demanded, bounder, plan.refiner, plan.screening, samples, advance)
-        pieces = screen.run(every if _few(network, plan) else every[:0])
+    samples = _samples(network, demanded, plan)
+
+    def cut(most: int) -> Pieces:
+        with run.stage("screening", most) as advance:
+            screen = Screen(demanded, bounder, plan.refiner, plan.screening, samples, advance)
+            return screen.run(every if _few(network, plan) else every[:0], most)
+
+    pieces = cut(plan.screening.pieces)
     with run.stage("attack", len(demanded)) as advance:
         box, owner = pieces.box[pieces.open], pieces.owner[pieces.open]
         found = find_violations(
             network, demanded, every, box, owner, plan.attack, wanted, plan.run.seed, advance
         )
+    undecided = ~torch.isin(owner, found.owner)
+    if bool(undecided.any()) and plan.screening.patience > plan.screening.pieces:
+        pieces = cut(plan.screening.patience)
     first = torch.cat([(found.owner == i).nonzero()[:, 0][:count] for i in every.tolist()])
     rest = torch.ones(len(found.owner), dtype=torch.bool)
     rest[first] = False

@@ -20,7 +20,7 @@ from advrepair.core.patching import RepairedNetwork, constant_stack
 from advrepair.core.refinement import Worklist
 from advrepair.core.training import Trained
 
-_ATTEMPTS = 6
+_MORE, _ATTEMPTS = 2, 6  # the deployed sum of N and the patch takes its share too
 _SHARE = 1e-4  # shares of changed decisions that differ by less count as equal
 
 
@@ -108,7 +108,7 @@ def propose(
         if rows.magnitude is None or not bool(torch.isfinite(least).all()):
             continue
         batch = worklist.batch(patch[None], rigorous=True)
-        slack = float(rows.spare().max())
+        slack = _MORE * float(rows.spare().max())
         for _ in range(_ATTEMPTS):
             C, group = worklist.properties.C[owner], worklist.properties.group[owner]
             value = preserving_constant(least, C, group, inside, slack)

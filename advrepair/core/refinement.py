@@ -29,7 +29,8 @@ class Worklist:
     N in the training dtype. proof: of N, float64 and rigorous. All [W,M,*S]. slope: uint8
     [T,U], N's slopes in the proof, of each of the T nodes. home: [W], the region whose patch
     serves the piece. order: [Q], the patches sorted by what they serve, so that no result
-    depends on the order of the data. begun: pieces that a patch served at first.
+    depends on the order of the data. begun: pieces that a patch served at first. screened: the
+    boxes were cut before, and margins are claimed with something to spare.
     """
 
     properties: PropertySet
@@ -44,6 +45,7 @@ class Worklist:
     home: Tensor
     order: Tensor
     begun: int = 0
+    screened: bool = False
 
     @classmethod
     def start(
@@ -75,11 +77,12 @@ class Worklist:
             Layout.nothing(properties),
             pieces.owner.clone(),
             torch.zeros(0, dtype=torch.long),
+            screened=pieces.proof is not None,
         )
 
     def serve(self, assignment: Assignment, bounder: Bounder) -> Regions:
         """Lay out the regions: each patch is on where its properties need it."""
-        needy = ~(self.own_margin() > self.proof.spare())
+        needy = ~(self.own_margin() > 0)
         self.layout, self.home, roots = lay_out(
             self.properties, self.tree, self.node, self.box, needy, assignment.patch
         )

@@ -27,7 +27,10 @@ _FIRST = 1 / 3  # of the pieces are spent on the volume, the rest on the worst o
 
 @define(eq=False)
 class _Parts:
-    """Pieces with their rows. least: lower bounds of rows, [W,M]. slope: [W,*S]."""
+    """Pieces with their rows. least: lower bounds of rows, [W,M]. slope: [W,*S].
+
+    again: bool [W], cut from a piece that was proved, though with nothing to spare.
+    """
 
     box: Box
     owner: Tensor
@@ -35,6 +38,7 @@ class _Parts:
     rows: LinearBound
     least: Tensor
     slope: Tensor
+    again: Tensor
 
     def __len__(self) -> int:
         return len(self.owner)
@@ -47,15 +51,16 @@ class _Parts:
             self.rows[index],
             self.least[index],
             self.slope[index],
+            self.again[index],
         )
 
 
 def _gathered(parts: list[_Parts]) -> _Parts:
     """Some parts after the others."""
-    names = ("owner", "node", "least", "slope")
-    owner, node, least, slope = (torch.cat([getattr(p, n) for p in parts]) for n in names)
+    names = ("owner", "node", "least", "slope", "again")
+    owner, node, least, slope, again = (torch.cat([getattr(p, n) for p in parts]) for n in names)
     faces = (torch.cat([getattr(p.box, n) for p in parts]) for n in ("lower", "upper"))
-    return _Parts(Box(*faces), owner, node, joined([p.rows for p in parts]), least, slope)
+    return _Parts(Box(*faces), owner, node, joined([p.rows for p in parts]), least, slope, again)
 
 
 @frozen(eq=False)
@@ -74,8 +79,10 @@ class Screen:
     _history: list[tuple[int, float, float]] = field(factory=list)
     _begin: float = field(factory=time.perf_counter)
 
-    def run(self, which: Tensor) -> Pieces:
+    def run(self, which: Tensor, most: int = 0) -> Pieces:
         """Cut the boxes of some properties, which: [n], where N is not proved.
+
+        most: pieces, at most; those of the budget if 0.
 
         Sound: what counts as proved here is the rigorous bound that the certificate states,
         and the pieces cover the boxes, as only cuts make them.
@@ -88,12 +95,12 @@ class Screen:
         parts = [plain] if len(plain) else []
         done = [self._bounded(self.properties.box[index], index, index) for index in parts]
         open_ = self._bounded(self.properties.box[which], which, which)
-        few = int(_FIRST * self.budget.pieces)
+        most = most or self.budget.pieces
+        few = int(_FIRST * most)
         open_ = self._cut(open_, done, tree, few, self._oldest)
-        open_ = self._cut(open_, done, tree, self.budget.pieces, self._neediest(open_))
-        closed = sum(map(len, done))
+        open_ = self._cut(open_, done, tree, most, self._neediest(open_))
         whole = _gathered([*done, open_])
-        left = torch.arange(closed, len(whole))
+        left = (~(self._worst(whole) > 0)).nonzero()[:, 0]
         rows = evolve(whole.rows, influence=None)
         story = tuple(self._history)
         return Pieces(tree, whole.box, whole.owner, whole.node, left, rows, story)
@@ -108,7 +115,7 @@ class Screen:
     ) -> _Parts:
         """Cut pieces until none is open or there are so many; what is proved goes to done."""
         while True:
-            good = self._margin(open_) > open_.rows.spare()
+            good = (self._margin(open_) > 0) | (open_.again & (self._worst(open_) > 0))
             done.append(open_[good.nonzero()[:, 0]])
             self.advance(int(good.sum()))
             open_ = open_[(~good).nonzero()[:, 0]]
@@ -159,7 +166,11 @@ class Screen:
         return choose
 
     def _margin(self, parts: _Parts) -> Tensor:
-        return worst_margin(parts.least, self.properties.group[parts.owner]).nan_to_num(-torch.inf)
+        """Margins beyond what a proof should have to spare: [W]."""
+        return (self._worst(parts) - parts.rows.spare()).nan_to_num(-torch.inf)
+
+    def _worst(self, parts: _Parts) -> Tensor:
+        return worst_margin(parts.least, self.properties.group[parts.owner])
 
     def _demand(self, owner: Tensor) -> tuple[Tensor, Tensor]:
         return self.properties.C[owner], self.properties.group[owner]
@@ -173,9 +184,12 @@ class Screen:
             for each in zip(parents.node.tolist(), dim.tolist(), cut, strict=True)
         ]
         node = torch.tensor(pairs).T.flatten()
-        return self._bounded(concatenated(low, high), parents.owner.repeat(2), node)
+        again = (self._worst(parents) > 0).repeat(2)
+        return self._bounded(concatenated(low, high), parents.owner.repeat(2), node, again)
 
-    def _bounded(self, box: Box, owner: Tensor, node: Tensor) -> _Parts:
+    def _bounded(
+        self, box: Box, owner: Tensor, node: Tensor, again: Tensor | None = None
+    ) -> _Parts:
         """N's rows on boxes; slope: how much the row that matters varies over each input."""
         C, group = self._demand(owner)
         rows = self.bounder.base(box, C, self.properties.d[owner], rigorous=True)
@@ -188,4 +202,5 @@ class Screen:
             row = distance.masked_fill(group < 0, torch.inf).nan_to_num(torch.inf).argmin(1)
             width = (box.upper.double() - box.lower.double()).clamp(min=1e-300)
             slope = rows.influence[torch.arange(len(owner)), row] / width
-        return _Parts(box, owner, node, rows, least, slope)
+        again = torch.zeros(len(owner), dtype=torch.bool) if again is None else again
+        return _Parts(box, owner, node, rows, least, slope, again)

@@ -112,6 +112,9 @@ class Screening:
     """How the boxes of properties are cut where the network alone is not proved."""
 
     pieces: int = option(4000, "pieces of all boxes together, at most; 1: none is cut", at_least=1)
+    patience: int = option(
+        20000, "the same, where there is no counterexample and no proof yet", at_least=1
+    )
     split: int = option(400, "pieces cut at a time, at most (the paper's K)", at_least=1)
     inputs: int = option(32, "boxes of more inputs are not cut", at_least=0)
     undecided: str = option(

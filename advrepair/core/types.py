@@ -17,8 +17,7 @@ from advrepair.core.box import Box, dot
 from advrepair.core.errors import UsageError
 from advrepair.core.rounding import UNIT64, above, gamma
 
-
-_SPARE = 2.0**-16  # of the size of the outputs
+_SPARE = 16.0  # times what rounding takes
 
 
 class Status(enum.StrEnum):
@@ -46,6 +45,7 @@ class LinearBound:
     only: magnitude: [B,K], ``|f(x)|`` is at most that on the box. slope: uint8 [B,U], what
     stands below each ReLU, k for k/255; with it a checker finds the same bound. influence:
     [B,M,*S], if the verifier knows it: how much of the width of a row each input answers for.
+    error: [B,M], if it is known: what was taken off the rows for rounding.
     """
 
     A: Tensor
@@ -53,6 +53,7 @@ class LinearBound:
     magnitude: Tensor | None = None
     slope: Tensor | None = None
     influence: Tensor | None = None
+    error: Tensor | None = None
 
     def __add__(self, other: LinearBound) -> LinearBound:
         return LinearBound(self.A + other.A, self.b + other.b)
@@ -61,7 +62,8 @@ class LinearBound:
         size = None if self.magnitude is None else self.magnitude[index]
         slope = None if self.slope is None else self.slope[index]
         known = None if self.influence is None else self.influence[index]
-        return LinearBound(self.A[index], self.b[index], size, slope, known)
+        error = None if self.error is None else self.error[index]
+        return LinearBound(self.A[index], self.b[index], size, slope, known, error)
 
     def to(self, dtype: torch.dtype) -> LinearBound:
         """Rounded to another dtype (for training; a certificate uses the float64 rows)."""
@@ -70,11 +72,11 @@ class LinearBound:
     def spare(self) -> Tensor:
         """A margin with which another program, that counts rounding otherwise, finds a proof too.
 
-        [B], in the rows' dtype; 0 where nothing is known of the size of the outputs.
+        [B], in the rows' dtype; 0 where it is not known what rounding took.
         """
-        if self.magnitude is None:
+        if self.error is None:
             return self.b.new_zeros(len(self.b))
-        return _SPARE * self.magnitude.amax(1)
+        return _SPARE * self.error.amax(1)
 
     def minimum(self, box: Box) -> Tensor:
         """Lower bound of the rows over the box, [B,M], in the rows' dtype.

@@ -251,12 +251,21 @@ def test_each_row_is_one_of_the_two_choices_of_lines(case: Case, level: Level) -
             if op.kind == "relu":
                 lower, upper = state._interval(op.inputs[0])
                 part = chosen[:, first : first + lower[0].numel()].view_as(lower)
-                state.relaxed[op.name] = relu(lower, upper, part, rigorous=True)
+                above = stored[:, first : first + lower[0].numel()].view_as(lower)
+                state.relaxed[op.name] = _lines(lower, upper, part, above)
                 first += lower[0].numel()
         last = len(case.network.operations) - 1
         found.append(state.back_substitute(last, case.C, case.d))
     least = [each.minimum(case.box) for each in found]
     require_equal(case, bound.minimum(case.box), torch.maximum(*least), "have {have}, want {want}")
+
+
+def _lines(lower: Tensor, upper: Tensor, below: Tensor, above: Tensor) -> Relaxation:
+    """With a slope above that is that of the zonotope, not the nearest line."""
+    low, high = lower.clamp(max=0), upper.clamp(min=0)
+    size = torch.maximum(-low, high)
+    offset = torch.maximum(-above * low, (1 - above) * high) + 2.0**-50 * size
+    return Relaxation(below, above, offset + torch.finfo(lower.dtype).tiny)
 
 
 def _state(case: Case, rounding: Rounding) -> _Forward:

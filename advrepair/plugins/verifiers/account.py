@@ -107,9 +107,11 @@ class Account:
         """The finished bound over the input; all errors are subtracted from its constant."""
         boxes, rows = len(box), self.b.shape[1]
         A = A.expand(boxes, *A.shape[1:])
-        b = self.b if not self.rounding else self.b - self._total()
         size = None if magnitude is None else above(magnitude)
-        return LinearBound(A, b.expand(boxes, rows), size, slope)
+        if not self.rounding:
+            return LinearBound(A, self.b.expand(boxes, rows), size, slope)
+        error = self._total().expand(boxes, rows)
+        return LinearBound(A, self.b.expand(boxes, rows) - error, size, slope, error=error)
 
     def least(self, A: Tensor, radius: Tensor) -> Tensor:
         """Lower end of the rows, [B,M], once every midpoint is in the constant."""

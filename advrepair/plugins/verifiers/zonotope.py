@@ -16,7 +16,7 @@ from advrepair.core.rounding import UNIT64, Rounding, above, gamma
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.affine import fan_in
 from advrepair.plugins.verifiers.deeppoly import DeepPoly, Propagation
-from advrepair.plugins.verifiers.relaxations import STEPS_OF_SLOPE, Relaxation, relu
+from advrepair.plugins.verifiers.relaxations import STEPS_OF_SLOPE, Relaxation
 
 _KINDS = frozenset({"linear", "relu", "reshape"})
 _FEW = 64  # inputs, up to which it pays to say what each of them answers for
@@ -118,7 +118,11 @@ class _Forward(Propagation):
         take = steep.minimum(self.box) > same.minimum(self.box)
         shape = (*take.shape, *[1] * (same.A.dim() - 2))
         A = torch.where(take.view(shape), steep.A, same.A)
-        return evolve(same, A=A, b=torch.where(take, steep.b, same.b), influence=self._influence(C))
+        b, known = torch.where(take, steep.b, same.b), self._influence(C)
+        if same.error is None or steep.error is None:
+            return evolve(same, A=A, b=b, influence=known)
+        error = torch.maximum(same.error, steep.error)
+        return evolve(same, A=A, b=b, influence=known, error=error)
 
     def _influence(self, C: Tensor) -> Tensor | None:
         """How much of the width of each row every input answers for: [B,M,*S]."""
@@ -155,7 +159,15 @@ class _Forward(Propagation):
         step = 2 * (share * (STEPS_OF_SLOPE // 2)).round() + steep
         self.below[op.name] = step / STEPS_OF_SLOPE
         super()._relax(op)
-        self.steep[op.name] = relu(lower, upper, steep, rigorous)
+        # The line above has the same slope: a checker whose bounds are tighter and whose slopes are
+        # these finds no less, as only the lines' offsets shrink.
+        flat = self.below[op.name]
+        offset = torch.maximum(-flat * low, (1 - flat) * high)
+        if rigorous:
+            tiny = torch.finfo(lower.dtype).tiny
+            offset = offset + 8 * UNIT64 * torch.maximum(-low, high) + tiny
+        self.relaxed[op.name] = Relaxation(flat, flat, offset)
+        self.steep[op.name] = Relaxation(steep, flat, offset)
         lower, upper = lower.flatten(1), upper.flatten(1)
         before = self.sets[op.inputs[0]]
         slope = self.relaxed[op.name].lower_slope.flatten(1)
