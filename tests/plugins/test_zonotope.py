@@ -13,9 +13,8 @@ from torch import Tensor
 from advrepair.core.graph import INPUT, Network, Operation
 from advrepair.core.rounding import Level, Rounding
 from advrepair.core.types import Box
-from advrepair.plugins.verifiers import deeppoly
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
-from advrepair.plugins.verifiers.relaxations import Relaxation, relu
+from advrepair.plugins.verifiers.relaxations import Relaxation
 from advrepair.plugins.verifiers.zonotope import Zonotope, _Forward
 from advrepair.testing import CHECKS, Check
 from advrepair.testing.cases import Case, make_case
@@ -47,12 +46,14 @@ def _seen(case: Case, level: Level) -> Intervals:
     """The interval of every ReLU, in order."""
     seen: Intervals = []
 
-    def spy(lower: Tensor, upper: Tensor, slope: str | Tensor, rigorous: bool) -> Relaxation:
+    lines = _Forward.lines
+
+    def spy(self: _Forward, op: Operation, lower: Tensor, upper: Tensor) -> Relaxation:
         seen.append((lower, upper))
-        return relu(lower, upper, slope, rigorous)
+        return lines(self, op, lower, upper)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deeppoly, "relu", spy)
+        patch.setattr(_Forward, "lines", spy)
         _trial(case, level).bound()
     return seen
 

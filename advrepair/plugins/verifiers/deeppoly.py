@@ -118,8 +118,7 @@ class Propagation:
         source = op.inputs[0]
         ends = self._interval(source)
         lower, upper = self.known(op, *ends)
-        slope = self.slope_below(op)
-        self.relaxed[op.name] = relu(lower, upper, slope, self.rounding is not None)
+        self.relaxed[op.name] = self.lines(op, lower, upper)
         if self.rounding:
             # The centre of a shallow value, whose rounding its size accounts for, is that of
             # the whole box, and need not lie in the part that is known.
@@ -131,6 +130,10 @@ class Propagation:
     def known(self, op: Operation, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """The interval of a ReLU's input, or what more is known of it."""
         return lower, upper
+
+    def lines(self, op: Operation, lower: Tensor, upper: Tensor) -> Relaxation:
+        """Lines around a ReLU whose input lies between two bounds."""
+        return relu(lower, upper, self.slope_below(op), self.rounding is not None)
 
     def slope_below(self, op: Operation) -> str | Tensor:
         """The slope below the unstable units of a ReLU."""

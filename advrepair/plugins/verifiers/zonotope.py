@@ -93,7 +93,6 @@ class _Forward(Propagation):
     """As DeepPoly, with a set of points carried forwards instead of rows pulled backwards."""
 
     sets: dict[str, _Set] = field(factory=dict)
-    below: dict[str, Tensor] = field(factory=dict)
     steep: dict[str, Relaxation] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -150,24 +149,9 @@ class _Forward(Propagation):
         what v can be, so it lies in [0, 2 m] with 2 m its larger end; products of ours are off by
         less than is added to the error.
         """
+        super()._relax(op)
         lower, upper = self._interval(op.inputs[0])
         rigorous = self.rounding is not None
-        # A certificate stores slopes in 255 steps; the last bit says which way is steep.
-        low, high = lower.clamp(max=0), upper.clamp(min=0)
-        steep = (upper > -lower).to(lower.dtype)
-        share = high / (high - low).clamp(min=torch.finfo(lower.dtype).tiny)
-        step = 2 * (share * (STEPS_OF_SLOPE // 2)).round() + steep
-        self.below[op.name] = step / STEPS_OF_SLOPE
-        super()._relax(op)
-        # The line above has the same slope: a checker whose bounds are tighter and whose slopes are
-        # these finds no less, as only the lines' offsets shrink.
-        flat = self.below[op.name]
-        offset = torch.maximum(-flat * low, (1 - flat) * high)
-        if rigorous:
-            tiny = torch.finfo(lower.dtype).tiny
-            offset = offset + 8 * UNIT64 * torch.maximum(-low, high) + tiny
-        self.relaxed[op.name] = Relaxation(flat, flat, offset)
-        self.steep[op.name] = Relaxation(steep, flat, offset)
         lower, upper = lower.flatten(1), upper.flatten(1)
         before = self.sets[op.inputs[0]]
         slope = self.relaxed[op.name].lower_slope.flatten(1)
@@ -193,9 +177,23 @@ class _Forward(Propagation):
             reach,
         )
 
-    def slope_below(self, op: Operation) -> str | Tensor:
-        """As near to the line above as a certificate can say."""
-        return self.below[op.name]
+    def lines(self, op: Operation, lower: Tensor, upper: Tensor) -> Relaxation:
+        """Two parallel lines; those of the other choice are kept besides.
+
+        A certificate stores slopes in 255 steps, of which the last bit says which way is steep.
+        The line above has the stored slope too: a checker whose bounds are tighter and whose
+        slopes are these finds no less, as only the lines' offsets shrink.
+        """
+        low, high = lower.clamp(max=0), upper.clamp(min=0)
+        steep = (upper > -lower).to(lower.dtype)
+        tiny = torch.finfo(lower.dtype).tiny
+        share = high / (high - low).clamp(min=tiny)
+        slope = (2 * (share * (STEPS_OF_SLOPE // 2)).round() + steep) / STEPS_OF_SLOPE
+        offset = torch.maximum(-slope * low, (1 - slope) * high)
+        if self.rounding:
+            offset = offset + 8 * UNIT64 * torch.maximum(-low, high) + tiny
+        self.steep[op.name] = Relaxation(steep, slope, offset)
+        return Relaxation(slope, slope, offset)
 
     def _extend_shallow(self, op: Operation) -> None:
         """Carry the set through an affine operation.
