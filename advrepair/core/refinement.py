@@ -82,7 +82,8 @@ class Worklist:
 
     def serve(self, assignment: Assignment, bounder: Bounder) -> Regions:
         """Lay out the regions: each patch is on where its properties need it."""
-        needy = ~(self.own_margin() > 0)
+        # Where a patch is on anyway, it serves what was proved with nothing to spare too.
+        needy = ~(self.own_margin() > self.proof.spare())
         self.layout, self.home, roots = lay_out(
             self.properties, self.tree, self.node, self.box, needy, assignment.patch
         )
