@@ -39,8 +39,7 @@ def counterexamples(network: str, epsilon: float) -> tuple[torch.Tensor, torch.T
         }
     }
     plan = resolve(Registry.load(), [layer])
-    net, data, _ = pipeline.read_inputs(plan.problem)
-    problem = pipeline.find_problem(net, data.repair, plan, Work(), 50)
+    problem = pipeline.find_problem(pipeline.read_inputs(plan.problem), plan, Work(), 50)
     return problem.x_adv, problem.properties.label
 
 

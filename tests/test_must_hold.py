@@ -319,6 +319,12 @@ def test_duty_1_there_is_one_membership_test():
         ("box.py", "holds"),
         ("box.py", "meets"),
         ("box.py", "to"),  # precisions
+        ("areas.py", "areas"),  # which regions meet a part of a box that is verified
+        ("inputs.py", "read_properties"),  # a region beyond the input range
+        ("properties.py", "demands"),  # an inverted box
+        ("refuting.py", "thin"),  # faces with no float between them
+        ("verifying.py", "_bound"),  # an area that has no inside
+        ("violations.py", "inner"),  # faces with no float between them
         ("views.py", "_ball"),  # are all boxes balls of one radius?
         ("views.py", "__call__"),  # clamps, with another gradient than Box.clamp
     }
