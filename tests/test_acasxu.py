@@ -101,3 +101,29 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path, capsys: Any) -> No
     (said,) = capsys.readouterr().err.strip().splitlines()
     assert "declares 5 inputs, the network takes 784" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_nnet_file_in_physical_units_is_repaired_and_normalised_units_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Property 2 for the same network in the units of its .nnet file; see the folder's README."""
+    network = str(ACASXU / "nnet" / "ACASXU_run2a_2_1_batch_2000.nnet")
+    scaled = str(ACASXU / "vnnlib" / "prop_2.vnnlib")
+    asked = ["run", network, "--decision", "argmin", "--json", "--out", str(tmp_path / "run")]
+    for command in ([*asked, "--property", scaled], ["verify", network, scaled]):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "X_3 from 0.45 to 0.5 leaves the range" in error and error.count("\n") == 1
+    faces = ((55947.691, 60760), (-3.141593, 3.141593), (-3.141593, 3.141593))
+    faces += ((1145, 1200), (0, 60))
+    lines = [f"(declare-const X_{i} Real)" for i in range(5)]
+    lines += [f"(declare-const Y_{i} Real)" for i in range(5)]
+    for i, (low, high) in enumerate(faces):
+        lines.append(f"(assert (and (>= X_{i} {low}) (<= X_{i} {high})))")
+    lines += [f"(assert (<= Y_{j} Y_0))" for j in range(1, 5)]
+    physical = tmp_path / "physical.vnnlib"
+    physical.write_text("\n".join(lines))
+    assert main([*asked, "--property", str(physical), "--set", "screening.pieces=500"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["properties"]["certified"] == 1 and report["metrics"]["RSR"] == 1.0
+    assert main(["check", str(tmp_path / "run")]) == 0

@@ -321,6 +321,7 @@ def test_duty_1_there_is_one_membership_test():
         ("box.py", "to"),  # precisions
         ("areas.py", "areas"),  # which regions meet a part of a box that is verified
         ("inputs.py", "read_properties"),  # a region beyond the input range
+        ("inputs.py", "refuse_outside"),  # a region beyond the range of a file
         ("properties.py", "demands"),  # an inverted box
         ("refuting.py", "thin"),  # faces with no float between them
         ("verifying.py", "_bound"),  # an area that has no inside

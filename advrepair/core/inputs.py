@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from attrs import Factory, frozen
 
 from advrepair import demo
@@ -14,6 +15,7 @@ from advrepair.core.errors import UsageError
 from advrepair.core.files import file_digest
 from advrepair.core.graph import Network
 from advrepair.core.network import load_network
+from advrepair.core.nnet import read_ranges
 from advrepair.core.properties import in_words
 from advrepair.core.sections import DEMO, Problem
 from advrepair.core.specified import from_specifications
@@ -49,8 +51,30 @@ def read_inputs(problem: Problem) -> Inputs:
         digests["data"] = file_digest(source)
     if problem.property:
         demanded, notes = read_properties(problem.property, network, clip_of(problem))
+        refuse_outside(demanded, network_path)
         digests |= {f"property {path}": file_digest(Path(path)) for path in problem.property}
     return Inputs(network, data, demanded, notes, digests)
+
+
+def refuse_outside(demanded: PropertySet, network: Path) -> None:
+    """Raises UsageError for a region beyond the inputs that a ``.nnet`` file states.
+
+    Such a file takes physical units; files of properties are often in normalised ones.
+    """
+    if network.suffix.lower() != ".nnet":
+        return
+    least, greatest = read_ranges(network)
+    lower, upper = (face.flatten(1).double() for face in (demanded.box.lower, demanded.box.upper))
+    slack = 1e-6 * torch.maximum(least.abs(), greatest.abs())  # faces are rounded outward
+    outside = (lower < least - slack) | (upper > greatest + slack)
+    if bool(outside.any()):
+        which, i = (int(n) for n in outside.nonzero()[0])
+        raise UsageError(
+            f"{demanded.names[which]}: X_{i} from {float(lower[which, i]):g} to "
+            f"{float(upper[which, i]):g} leaves the range of {network.name}, "
+            f"[{float(least[i]):g}, {float(greatest[i]):g}]: a .nnet file takes physical units; "
+            "rescale the property, or use the ONNX file of the network"
+        )
 
 
 def in_plain_words(inputs: Inputs) -> list[str]:

@@ -4,7 +4,7 @@ The network takes inputs in physical units. Its operations are a shift by ``-mea
 ``1 / range``, the layers with ReLU between them, and ``y * range + mean``. Every number is
 read in float64, and it or its reciprocal is rounded to float32 once: these rounded numbers are
 the network that is deployed, repaired and certified. Inputs are not clipped to the least and
-greatest ones that the file states, and these are not kept.
+greatest ones that the file states; regions that leave these are refused by whoever reads both.
 """
 
 from __future__ import annotations
@@ -71,6 +71,15 @@ class _Lines:
         if not bool(((found >= 1) & (found == found.round()) & (found <= _MOST)).all()):
             raise self.refusal(f"{what} should be positive integers")
         return [int(each) for each in found.tolist()]
+
+
+def read_ranges(path: Path) -> tuple[Tensor, Tensor]:
+    """Least and greatest inputs that a ``.nnet`` file states, float64 [S] each."""
+    lines = _Lines(path)
+    count, inputs, _, _ = lines.sizes(4, "the numbers of layers, inputs and outputs")
+    lines.sizes(count + 1, "the sizes of the layers")
+    lines.numbers(0, "a flag that nothing uses")
+    return lines.numbers(inputs, "the least inputs"), lines.numbers(inputs, "the greatest inputs")
 
 
 def read_nnet(path: Path) -> Network:

@@ -13,7 +13,7 @@ from attrs import evolve, frozen
 from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import Configuration
 from advrepair.core.graph import Network
-from advrepair.core.inputs import clip_of, network_file, read_properties
+from advrepair.core.inputs import clip_of, network_file, read_properties, refuse_outside
 from advrepair.core.network import load_network
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.pipeline import make_bounder
@@ -81,6 +81,8 @@ class Files:
             bounder = evolve(bounder, template=function.bank.template)
         clip = clip_of(plan.problem)
         asked = {path: read_properties([path], base, clip) for path in plan.problem.property}
+        for demanded, _ in asked.values():
+            refuse_outside(demanded, Path(plan.problem.network))
         job = Verification(function, bounder, plan.attack, pieces, plan.run.seed)
         return cls(job, asked)
 
