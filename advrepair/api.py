@@ -14,10 +14,11 @@ from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import resolve
 from advrepair.core.data import Data, Dataset, make_dataset
 from advrepair.core.errors import UsageError
+from advrepair.core.finding import find_problem
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.network import as_network
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.pipeline import Repair, check_bounds, find_problem
+from advrepair.core.pipeline import Repair, check_bounds
 from advrepair.core.pipeline import repair as run_repair
 from advrepair.core.registry import Registry
 from advrepair.core.sections import Layer

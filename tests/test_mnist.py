@@ -12,6 +12,8 @@ from advrepair.cli import main
 from advrepair.core import pipeline
 from advrepair.core.config import resolve
 from advrepair.core.data import load_data
+from advrepair.core.finding import find_problem
+from advrepair.core.inputs import read_inputs
 from advrepair.core.registry import Registry
 from advrepair.core.work import Work
 
@@ -39,7 +41,7 @@ def counterexamples(network: str, epsilon: float) -> tuple[torch.Tensor, torch.T
         }
     }
     plan = resolve(Registry.load(), [layer])
-    problem = pipeline.find_problem(pipeline.read_inputs(plan.problem), plan, Work(), 50)
+    problem = find_problem(read_inputs(plan.problem), plan, Work(), 50)
     return problem.x_adv, problem.properties.label
 
 

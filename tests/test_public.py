@@ -84,6 +84,7 @@ ORDER = [
     "flags",
     "evaluating",
     "reporting",
+    "finding",
     "pipeline",
     "evaluating_again",
     "verifying_files",

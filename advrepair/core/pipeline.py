@@ -8,42 +8,30 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from torch import Tensor
 
 from advrepair.core import artefacts, evaluating, reporting
 from advrepair.core.attacking import (
     Problem,
-    balls,
-    find_counterexamples,
-    generator,
-    given_counterexamples,
-    join,
-    shifted,
 )
 from advrepair.core.bounding import Bounder, bytes_per_box, bytes_per_patch, chunks, fitting
 from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
-from advrepair.core.evaluation import Around, inputs_around
 from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
+from advrepair.core.finding import find_problem, make_bounder, rounding_of, samples_of
 from advrepair.core.graph import Network, size
-from advrepair.core.inputs import Inputs, clip_of, in_plain_words, read_inputs
-from advrepair.core.layout import Pieces
+from advrepair.core.inputs import in_plain_words, read_inputs
 from advrepair.core.patching import RepairedNetwork, attach, patch_template
-from advrepair.core.preserving import Decisions, propose, sampled
+from advrepair.core.preserving import propose
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
-from advrepair.core.rounding import Rounding
 from advrepair.core.run_folder import Checkpoint, Folder
 from advrepair.core.run_folder import manifest as run_manifest
-from advrepair.core.screening import Screen
 from advrepair.core.training import Trained, train
-from advrepair.core.types import PropertySet
-from advrepair.core.violations import find_violations
 from advrepair.core.work import Progress, Work, silent
 
 
@@ -152,104 +140,6 @@ def _needy(problem: Problem, worklist: Worklist, plan: Configuration) -> Tensor:
     return problem.broken
 
 
-def find_problem(inputs: Inputs, plan: Configuration, run: Work, count: int | None) -> Problem:
-    """What data and property files demand, with counterexamples.
-
-    count: how many balls, or None for all there are. Raises UsageError if there are fewer.
-    """
-    parts = []
-    if inputs.data is not None:
-        parts.append(find_balls(inputs.network, inputs.data.repair, plan, run, count))
-    if inputs.demanded is not None:
-        parts.append(find_broken(inputs.network, inputs.demanded, plan, run))
-    if len(parts) == 1:
-        return parts[0]
-    whole, before = join(parts), len(parts[0].properties)
-    pieces = parts[1].pieces
-    return evolve(
-        whole,
-        unseen=shifted(parts[1].unseen, before),
-        pieces=None if pieces is None else pieces.behind(whole.properties, before),
-    )
-
-
-def find_broken(network: Network, demanded: PropertySet, plan: Configuration, run: Work) -> Problem:
-    """Which properties do not hold: boxes are cut where N is not proved, and searched there.
-
-    Raises UsageError for demands that cannot hold together.
-    """
-    refuse_contradictions(demanded)
-    bounder, count = make_bounder(network, plan), plan.evaluation.examples
-    every, wanted = torch.arange(len(demanded)), (1 + plan.evaluation.samples) * count
-    samples = _samples(network, demanded, plan)
-
-    def cut(most: int) -> Pieces:
-        with run.stage("screening", most) as advance:
-            screen = Screen(demanded, bounder, plan.refiner, plan.screening, samples, advance)
-            return screen.run(every if _few(network, plan) else every[:0], most)
-
-    pieces = cut(plan.screening.pieces)
-    with run.stage("attack", len(demanded)) as advance:
-        box, owner = pieces.box[pieces.open], pieces.owner[pieces.open]
-        found = find_violations(
-            network, demanded, every, box, owner, plan.attack, wanted, plan.run.seed, advance
-        )
-    undecided = ~torch.isin(owner, found.owner)
-    if bool(undecided.any()) and plan.screening.patience > plan.screening.pieces:
-        pieces = cut(plan.screening.patience)
-    first = torch.cat([(found.owner == i).nonzero()[:, 0][:count] for i in every.tolist()])
-    rest = torch.ones(len(found.owner), dtype=torch.bool)
-    rest[first] = False
-    return Problem(
-        demanded,
-        found.x[first],
-        torch.full_like(every, -1),
-        found.owner[first],
-        (found.x[rest], found.owner[rest]),
-        pieces,
-    )
-
-
-def _samples(
-    network: Network, properties: PropertySet, plan: Configuration
-) -> tuple[Tensor, Decisions]:
-    """Decisions that a repair should keep, of other inputs than those it is measured on."""
-    noise, asked = generator(plan.run.seed, 9), plan.problem
-    count = plan.evaluation.inputs
-    found = inputs_around(network, properties, count, clip_of(asked), asked.decision, noise)
-    if found is None:
-        found = Around(properties.center[:0], properties.center[:0], asked.decision)
-    return sampled(network, found)
-
-
-def _few(network: Network, plan: Configuration) -> bool:
-    """Whether boxes have so few inputs that cutting them can pay."""
-    return size(network.input_shape) <= plan.screening.inputs
-
-
-def find_balls(
-    network: Network, data: Dataset, plan: Configuration, run: Work, count: int | None
-) -> Problem:
-    """Counterexamples: from the data, from an interrupted run, or from the attack.
-
-    count: how many, or None for all there are. Raises UsageError if there are fewer.
-    """
-    asked, clip = plan.problem, clip_of(plan.problem)
-    if data.raw_adv is not None:
-        return given_counterexamples(network, data, asked.epsilon, count, clip)
-    saved = run.checkpoint.load("counterexamples") if run.checkpoint else None
-    if saved is not None:
-        properties = balls(network, data, saved["row"], asked.epsilon, clip)
-        return Problem(properties, saved["x_adv"], saved["row"])
-    with run.stage("attack", count or 0) as advance:
-        problem = find_counterexamples(
-            network, data, asked.epsilon, count, clip, plan.attack, plan.run.seed, advance
-        )
-    if run.checkpoint:
-        run.checkpoint.save("counterexamples", {"row": problem.row, "x_adv": problem.x_adv})
-    return problem
-
-
 def _train(
     repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder, plan: Configuration, run: Work
 ) -> Trained:
@@ -261,7 +151,7 @@ def _train(
                 _restore(saved, repaired, result)
     with run.stage("training", len(repaired.bank)) as advance:
         if bool((worklist.properties.label < 0).any()):
-            samples = _samples(repaired.base, worklist.properties, plan)
+            samples = samples_of(repaired.base, worklist.properties, plan)
             propose(repaired, worklist, bounder, samples, result)
         advance(int(result.settled.sum()))
 
@@ -311,7 +201,7 @@ def check_bounds(network: Network, plan: Configuration) -> None:
     if plan.evaluation.scope == "full":
         plan.evaluation_attack.require()
     plan.verifier.prepare(network)
-    plan.certifier.prepare(network, _rounding(network, plan))
+    plan.certifier.prepare(network, rounding_of(network, plan))
     rows, memory = network.outputs - 1, int(plan.run.memory * 2**30)
     chunks(1, bytes_per_box(network, rows), memory)
     # Counted before any weight is made: the sizes may be absurd.
@@ -319,26 +209,6 @@ def check_bounds(network: Network, plan: Configuration) -> None:
     parameters = sum((a + 1) * b for a, b in pairwise(sizes))
     fitting(1, 4 * 12 * parameters, memory)
     fitting(1, bytes_per_patch(patch_template(network, plan.patch.hidden), rows, 1), memory)
-
-
-def make_bounder(network: Network, plan: Configuration) -> Bounder:
-    """Bounds as a configuration wants them; raises UsageError for a level that does not fit."""
-    return Bounder(
-        network,
-        patch_template(network, plan.patch.hidden),
-        plan.verifier,
-        plan.certifier,
-        _rounding(network, plan),
-        int(plan.run.memory * 2**30),
-    )
-
-
-def _rounding(network: Network, plan: Configuration) -> Rounding:
-    """The arithmetic of the claim; raises UsageError if the weights do not fit into it."""
-    level, own = plan.certification.level, str(network.dtype).removeprefix("torch.")
-    if level == "deployed-float32" and own != "float32":
-        raise UsageError(f"the network's weights are {own}: use --level deployed-{own}")
-    return Rounding(f"deployed-{own}" if level == "deployed" else level)  # type: ignore[arg-type]
 
 
 def _write(path: Path, result: Repair) -> None:

@@ -12,11 +12,11 @@ from attrs import evolve, frozen
 
 from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import Configuration
+from advrepair.core.finding import make_bounder
 from advrepair.core.graph import Network
 from advrepair.core.inputs import clip_of, network_file, read_properties, refuse_outside
 from advrepair.core.network import load_network
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.pipeline import make_bounder
 from advrepair.core.properties import in_words
 from advrepair.core.registry import Registry
 from advrepair.core.types import PropertySet

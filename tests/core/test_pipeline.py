@@ -22,7 +22,7 @@ from problems import (
 )
 
 from advrepair.api import load, repair
-from advrepair.core import pipeline
+from advrepair.core import finding, pipeline
 from advrepair.core.config import read_toml, resolve
 from advrepair.core.errors import UsageError
 from advrepair.core.files import file_digest
@@ -147,7 +147,7 @@ def test_what_is_done_is_not_done_again(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run("out", progress=stop)
     asked = []
-    monkeypatch.setattr(pipeline, "find_counterexamples", lambda *a: asked.append("attack"))
+    monkeypatch.setattr(finding, "find_counterexamples", lambda *a: asked.append("attack"))
     monkeypatch.setattr(pipeline, "train", lambda *a: asked.append(a[5].settled.tolist()))
     report = run("out", resume=True)
     assert asked == [[True] * 6]
@@ -159,7 +159,7 @@ def test_counterexamples_of_the_data_are_used(run, tmp_path, monkeypatch):
     x_adv = x.clone()
     x_adv[problem.row] = problem.x_adv
     np.savez(tmp_path / "data.npz", x=x.numpy(), y=y.numpy(), x_adv=x_adv.numpy())
-    monkeypatch.setattr(pipeline, "find_counterexamples", None)
+    monkeypatch.setattr(finding, "find_counterexamples", None)
     report = run("out")
     assert report["properties"]["certified"] == 6 and report["seconds"]["attack"] == 0
     stated = json.loads((tmp_path / "out" / "certificate.json").read_text())
