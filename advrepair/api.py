@@ -99,7 +99,7 @@ def repair(
     beneath: list[Layer] = [] if preset is None else [{"run": {"preset": preset}}]
     layers: list[Layer] = [*beneath, settings or {}, chosen, {"problem": asked}]
     plan = resolve(Registry.load(), layers)
-    shape = np.shape(x)[1:] if x is not None else properties.box.input_shape  # type: ignore
+    shape = properties.box.input_shape if properties is not None else np.shape(_array(x))[1:]
     known = as_network(network, None if hasattr(network, "input_shape") else shape)
 
     def dataset(name: str, x: Any, y: Any, x_adv: Any = None) -> Dataset:

@@ -72,7 +72,7 @@ def _headline(report: Mapping[str, Any]) -> str:
     certified, total = counts["certified"], counts["total"]
     line = f"{certified} of {total} properties certified ({problem['level']})"
     if report.get("demands"):
-        line += "; what each of them demands:"
+        line += "; their demands stand below"
     elif problem.get("epsilon") is not None and certified:
         which = "the" if certified == total else ("that" if certified == 1 else "those")
         centres = f"{certified} centre" + ("" if certified == 1 else "s")

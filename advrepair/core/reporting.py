@@ -209,7 +209,11 @@ def _notes(
     notes += _alone(problem, certificate)
     trivial = found.baseline.get("constant-bias")
     compared = ("RSR", "RGR", "DD")
-    if trivial and all(_no_better(metrics[key], trivial[key], key) for key in compared):
+    if (
+        trivial
+        and len(problem.x_adv)
+        and all(_no_better(metrics[key], trivial[key], key) for key in compared)
+    ):
         share = certificate.count(Status.CERTIFIED) / len(certificate.status)
         more = (trivial["certified"] or 0.0) > share
         notes.append(_TRIVIAL.format(" and certifies more" if more else ""))
