@@ -18,7 +18,8 @@ from advrepair.core.options import option
 from advrepair.core.rounding import Rounding
 from advrepair.plugins.verifiers.account import Account
 from advrepair.plugins.verifiers.affine import check_supported
-from advrepair.plugins.verifiers.deeppoly import DeepPoly, Propagation
+from advrepair.plugins.verifiers.deeppoly import DeepPoly
+from advrepair.plugins.verifiers.propagation import Propagation
 
 _FEW_INPUTS = 16
 

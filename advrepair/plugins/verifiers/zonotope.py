@@ -15,7 +15,8 @@ from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.rounding import UNIT64, Rounding, above, gamma
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.affine import fan_in
-from advrepair.plugins.verifiers.deeppoly import DeepPoly, Propagation
+from advrepair.plugins.verifiers.deeppoly import DeepPoly
+from advrepair.plugins.verifiers.propagation import Propagation
 from advrepair.plugins.verifiers.relaxations import STEPS_OF_SLOPE, Relaxation
 
 _KINDS = frozenset({"linear", "relu", "reshape"})
