@@ -16,7 +16,7 @@ from advrepair.core.graph import INPUT, Network, Operation
 from advrepair.core.patching import Stack, patch_template
 from advrepair.core.rounding import Level, Rounding
 from advrepair.core.types import Box, LinearBound
-from advrepair.plugins.verifiers import deeppoly
+from advrepair.plugins.verifiers import propagation
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.relaxations import SLOPES, Relaxation, relu
 from advrepair.testing.cases import BOX_KINDS, Case, make_case
@@ -44,7 +44,7 @@ def intervals(monkeypatch: pytest.MonkeyPatch) -> Intervals:
         seen.append((lower, upper))
         return relu(lower, upper, slope, rigorous)
 
-    monkeypatch.setattr(deeppoly, "relu", spy)
+    monkeypatch.setattr(propagation, "relu", spy)
     return seen
 
 
@@ -118,7 +118,7 @@ def test_it_is_exact_where_no_relu_is_unstable(case: Case) -> None:
         return relu(lower, upper, slope, rigorous)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deeppoly, "relu", spy)
+        patch.setattr(propagation, "relu", spy)
         least = Trial(case, DeepPoly().prepare(case.network)).minimum()
     stable = torch.stack([((low >= 0) | (up <= 0)).all(1) for low, up in seen]).all(0)
     exact = exact_minimum(case.network, case.box, case.C, case.d)
