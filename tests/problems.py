@@ -11,21 +11,32 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from advrepair.core.attacking import Problem, balls, find_counterexamples
 from advrepair.core.bounding import Bounder
+from advrepair.core.certification import Certificate, Stage, certify
 from advrepair.core.config import Configuration, resolve
+from advrepair.core.covering import Shards, cover
 from advrepair.core.data import make_dataset
 from advrepair.core.graph import Network
 from advrepair.core.hookspecs import hookimpl
-from advrepair.core.interfaces import Component, Indicator, Verifier
-from advrepair.core.patching import RepairedNetwork, attach, patch_template
+from advrepair.core.interfaces import Attack, Component, Indicator, Verifier
+from advrepair.core.patching import (
+    PatchBank,
+    RepairedNetwork,
+    attach,
+    initial_stack,
+    patch_template,
+)
+from advrepair.core.proof import Proof
 from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
 from advrepair.core.rounding import Rounding
+from advrepair.core.shards import Outcome
+from advrepair.core.solving import are_constant, prove
 from advrepair.core.types import Assignment, PropertySet
 from advrepair.plugins.allocators.none import NoAllocator
 from advrepair.plugins.attacks.pgd import Pgd
@@ -115,17 +126,83 @@ def a_problem(network: Network | None = None, count: int = 6, epsilon: float = E
 
 @frozen(eq=False)
 class Parts:
-    """Everything that training works on."""
+    """Everything that training works on: one shard of all patches, in their order."""
 
     problem: Problem
     repaired: RepairedNetwork
     bounder: Bounder
     worklist: Worklist
+    shards: Shards
 
     @property
     def properties(self) -> PropertySet:
         """What is demanded."""
         return self.problem.properties
+
+    @property
+    def bank(self) -> PatchBank:
+        """The patches."""
+        return self.repaired.bank
+
+    def outcome(self) -> Outcome:
+        """What became of the shard, as things stand."""
+        worklist, bank, count = self.worklist, self.bank, len(self.bank)
+        margin, patch_slope = prove(bank, worklist, self.bounder)
+        return Outcome(
+            stack=bank.stack,
+            epochs=torch.zeros(count, dtype=torch.long),
+            flat=are_constant(bank),
+            own=worklist.own_margin()[: len(self.shards.cover.owner)],
+            constant=torch.zeros(count, 1),
+            held=torch.zeros(count, dtype=torch.bool),
+            tree=worklist.tree,
+            slope=worklist.slope,
+            node=worklist.node,
+            margin=margin,
+            patch_slope=patch_slope,
+            cpu=torch.zeros(4, dtype=torch.float64),
+        )
+
+    def proof(self) -> Proof:
+        """What is proved about the patches as they are."""
+        return Proof.joined(self.shards, [self.outcome()], self.bounder.template.units)
+
+    def certificate(
+        self, attack: Attack | None = None, stage: Stage = untold, problem: Problem | None = None
+    ) -> Certificate:
+        """What is stated about the patches as they are."""
+        return certify(
+            self.repaired,
+            self.proof(),
+            are_constant(self.bank),
+            self.bounder,
+            problem or self.problem,
+            attack,
+            0,
+            stage,
+        )
+
+
+def one_shard(
+    problem: Problem, bounder: Bounder, indicator: Indicator, seed: int = 0
+) -> tuple[Shards, Worklist, PatchBank]:
+    """All patches of a problem in one shard, in their order; every property gets a patch."""
+    properties = problem.properties
+    every = torch.arange(len(properties))
+    broken = evolve(problem, x_adv=properties.center, owner=every)
+    ground = cover(broken, bounder, indicator, False)
+    pieces = torch.argsort(ground.patch, stable=True)[int((ground.patch < 0).sum()) :]
+    shards = Shards(ground, (torch.arange(len(ground.assignment)),), (pieces.sort().values,))
+    worklist = Worklist.start(shards[0], bounder)
+    stack = initial_stack(bounder.template, shards[0].identifiers, seed)
+    return shards, worklist, PatchBank(bounder.template, stack)
+
+
+def zero_bank(template: Network, count: int) -> PatchBank:
+    """Patches that add nothing."""
+    return PatchBank(
+        template, {n: t.new_zeros(count, *t.shape) for n, t in template.tensors.items()}
+    )
 
 
 def some_parts(
@@ -142,8 +219,6 @@ def some_parts(
     """A repair up to the moment before training."""
     network = network or a_network()
     problem = problem or a_problem(network)
-    properties = problem.properties
-    assignment = (indicator or PropertyGuided()).assign(properties)
     bounder = Bounder(
         network,
         patch_template(network, hidden),
@@ -152,10 +227,11 @@ def some_parts(
         Rounding(level),  # type: ignore[arg-type]
         memory,
     )
-    worklist = Worklist.start(properties, bounder)
-    regions = worklist.serve(assignment, bounder)
-    repaired = attach(network, properties, regions, assignment, NoAllocator(), hidden, seed)
-    return Parts(problem, repaired, bounder, worklist)
+    shards, worklist, bank = one_shard(problem, bounder, indicator or PropertyGuided(), seed)
+    ground = shards.cover
+    regions, assignment = ground.layout.regions, ground.assignment
+    repaired = attach(network, problem.properties, regions, assignment, NoAllocator(), bank)
+    return Parts(problem, repaired, bounder, worklist, shards)
 
 
 def the_balls(network: Network, x: Tensor, y: Tensor, epsilon: float = EPSILON) -> PropertySet:

@@ -29,16 +29,14 @@ from problems import (
     some_data,
     some_parts,
     the_balls,
-    untold,
     write_inputs,
 )
 
 import advrepair
 from advrepair.cli import main
-from advrepair.core import bounding, patching, pipeline, sections, training
+from advrepair.core import bounding, patching, pipeline, sections, shards
 from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
-from advrepair.core.certification import certify, prove
 from advrepair.core.errors import SoundnessError, UsageError
 from advrepair.core.files import read_tensors
 from advrepair.core.patching import PatchBank, patch_template
@@ -106,18 +104,12 @@ def run(tmp_path, registry):
     return _run
 
 
-def trained(parts, **budget):
-    """Train in place; returns the epochs of each patch."""
+def trained(parts, only=None, **budget):
+    """Train in place, all patches or one; returns the epochs of each patch."""
     result = Trained.nothing_yet(len(parts.repaired.bank))
-    train(
-        parts.repaired,
-        parts.worklist,
-        parts.bounder,
-        NoRefiner(),
-        sections.Training(**budget),
-        result,
-        lambda patches, split: None,
-    )
+    result.settled[torch.arange(len(parts.bank)) != only] = only is not None
+    budget = sections.Training(**budget)
+    train(parts.bank, parts.worklist, parts.bounder, NoRefiner(), budget, result)
     return result.epochs
 
 
@@ -172,7 +164,7 @@ def test_fact_1_the_network_is_bounded_once_per_box_whatever_the_epochs(epochs):
     split = SplitPlan(torch.tensor([0, 4]), torch.tensor([0, 0]))
     parts.worklist.split(split, parts.bounder)
     assert sum(asked) == pieces + 4
-    certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
+    parts.certificate()
     assert sum(asked) == pieces + 4
 
 
@@ -184,7 +176,7 @@ def test_fact_1_bounds_of_the_network_and_of_a_patch_add_up(seed, hidden):
     stack = parts.repaired.bank.stack
     random = {n: 0.3 * torch.randn(t.shape, generator=generator) for n, t in stack.items()}
     parts.repaired.bank.put(torch.arange(6), random)
-    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin
+    margin = parts.proof().margin
     double = {n: t.double() for n, t in a_network().tensors.items()}
     for i, x in enumerate(inside(parts.properties.box, seed=seed).double()):
         weights = {n: t[i].double() for n, t in random.items()}
@@ -195,7 +187,7 @@ def test_fact_1_bounds_of_the_network_and_of_a_patch_add_up(seed, hidden):
 
 @pytest.mark.parametrize("optimiser", ["polyak", "adam"])
 @pytest.mark.parametrize("hidden", [(), (5,)])
-def test_fact_2_training_all_patches_at_once_is_training_each_alone(hidden, optimiser, monkeypatch):
+def test_fact_2_training_all_patches_at_once_is_training_each_alone(hidden, optimiser):
     problem = a_problem(count=9, epsilon=0.08)
     options = {"optimiser": optimiser, "lr": 1.0 if optimiser == "polyak" else 0.05}
 
@@ -205,9 +197,9 @@ def test_fact_2_training_all_patches_at_once_is_training_each_alone(hidden, opti
     together = some()
     steps = trained(together, **options, fallback=False)
     assert len(set(steps.tolist())) > 1
-    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", 1)
     alone = some()
-    assert torch.equal(trained(alone, **options, fallback=False), steps)
+    own = [trained(alone, only=i, **options, fallback=False)[i] for i in range(len(steps))]
+    assert own == steps.tolist()
     for name, t in together.repaired.bank.stack.items():
         assert torch.allclose(t, alone.repaired.bank.stack[name], atol=1e-5)
 
@@ -381,7 +373,7 @@ def test_duty_2_overlapping_boxes_with_one_demand_route_to_the_first():
     trained(parts)
     gates = parts.repaired.route(centres, network(centres))
     assert gates.tolist() == [[True, False]] * 2
-    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
+    found = parts.certificate()
     assert all(status == "certified" for status in found.status)
     for points in inside(parts.repaired.box):  # the second box too, whichever patch is on
         out = parts.repaired(points)
@@ -574,7 +566,7 @@ def test_duty_7_the_deployed_function_is_never_below_its_margin(scale, hidden):
     network = type(network)(network.operations, tensors, network.input_shape)
     parts = some_parts(a_problem(network), network, hidden)
     trained(parts)
-    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin.tolist()
+    margin = parts.proof().margin.tolist()
     assert all(value > 0 for value in margin)
     for i, points in enumerate(inside(parts.properties.box, 60)):
         for order in (points, points.flip(0), points[:1]):
@@ -592,8 +584,8 @@ def test_duty_7_rounding_is_not_forgotten():
     trained(parts)
     real = some_parts(parts.problem, network, level="real")
     real.repaired.bank.put(torch.arange(6), parts.repaired.bank.stack)
-    deployed = prove(parts.repaired, parts.worklist, parts.bounder).margin
-    exact = prove(real.repaired, real.worklist, real.bounder).margin
+    deployed = parts.proof().margin
+    exact = real.proof().margin
     double = {n: t.double() for n, t in tensors.items()}
     off = 0.0
     for i, points in enumerate(inside(parts.properties.box, 60)):
@@ -615,7 +607,7 @@ def test_duty_7_the_real_function_is_never_below_its_margin_and_comes_near():
     properties = robustness(x, label, 0.05, 3)
     parts = some_parts(Problem(properties, x, label), network, level="real")
     trained(parts)
-    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin.tolist()
+    margin = parts.proof().margin.tolist()
     stack = parts.repaired.bank.stack
     for i in range(2):
         lows = []
@@ -692,7 +684,7 @@ def test_duty_8_twice_is_the_same(how, run, tmp_path):
 @pytest.mark.parametrize("how", HOW)
 def test_duty_8_chunks_change_no_byte(how, at_once, run, tmp_path, monkeypatch):
     run("a", HOW[how])
-    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", at_once)
+    monkeypatch.setattr(shards, "_PATCHES_AT_ONCE", at_once)
     monkeypatch.setattr(patching, "_CHUNK_BYTES", 1)
     monkeypatch.setattr(bounding, "_CACHE_BYTES", 1 if at_once == 1 else 20_000)
     run("b", HOW[how])
@@ -728,7 +720,7 @@ def test_duty_8_run_toml_repeats_the_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", HOW)
 def test_duty_8_an_interrupted_run_resumes_to_the_same(how, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", 1)
+    monkeypatch.setattr(shards, "_PATCHES_AT_ONCE", 1)
     run("a", HOW[how])
 
     def stop(stage, done, total):

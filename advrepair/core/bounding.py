@@ -68,12 +68,12 @@ def fitting(most: int, each: int, memory: int) -> int:
 
 
 def padded(index: Tensor, length: int) -> Tensor:
-    """The index, its last entry repeated: at least two, and length.
+    """The index, its last entry repeated up to length.
 
-    Every chunk has one shape then. A batch of one takes another path through the linear
+    Every chunk has one shape then. Very small batches take other paths through the linear
     algebra library than any larger one.
     """
-    return torch.cat([index, index[-1:].expand(max(2, length) - len(index))])
+    return torch.cat([index, index[-1:].expand(length - len(index))])
 
 
 Rows = Callable[[Stack, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -145,9 +145,11 @@ class Bounder:
         params = {name: t.to(dtype) for name, t in self.network.tensors.items()}
         parts = []
         with torch.no_grad():
-            parted = chunks(len(box), bytes_per_box(self.network, C.shape[1]), self.memory)
+            each = bytes_per_box(self.network, C.shape[1])
+            parted = chunks(len(box), each, self.memory)
+            length = max(len(parted[0]), 2, min(_FEW, _LARGE_BYTES // each))
             for index in parted:
-                full = padded(index, len(parted[0]))
+                full = padded(index, length)
                 part = box[full].to(dtype)
                 found = function(params, part, C[full].to(dtype), d[full].to(dtype))
                 parts.append(found[: len(index)])

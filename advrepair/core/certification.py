@@ -7,73 +7,22 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-from attrs import define, evolve, frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from advrepair.core.attacking import Advance, Problem, counterexamples_left
 from advrepair.core.bounding import Batch, Bounder
 from advrepair.core.box import Box
-from advrepair.core.branching import BranchAndBound, Decision
+from advrepair.core.branching import BranchAndBound
 from advrepair.core.errors import SoundnessError
 from advrepair.core.interfaces import Attack, CompleteVerifier, Verifier
-from advrepair.core.layout import Layout, SplitTree, routed
-from advrepair.core.patching import RepairedNetwork, Stack, last_layer
-from advrepair.core.refinement import Worklist
+from advrepair.core.layout import Layout, routed
+from advrepair.core.patching import RepairedNetwork, Stack
+from advrepair.core.proof import Proof
 from advrepair.core.rounding import Level
-from advrepair.core.training import patch_chunks
-from advrepair.core.types import PropertySet, Status, worst_margin
+from advrepair.core.types import PropertySet, Status
 
 Stage = Callable[[str, int], AbstractContextManager[Advance]]
-
-
-@define(eq=False)
-class Proof:
-    """Pieces that cover every box, the margin of each, and what it takes to find it again.
-
-    tree: R nodes, of which the W pieces are the leaves. slope: uint8 [R,U], below the ReLUs of
-    N. owner, node, margin: [W]; a margin <= 0 or NaN proves nothing. patch_slope: uint8
-    [W,U], of the patch that serves the piece. multipliers: of a leaf, units of N and then of
-    its patch, [.], and float32 [.,M]; see :class:`~advrepair.core.branches.Branch`.
-    """
-
-    tree: SplitTree
-    slope: Tensor
-    owner: Tensor
-    node: Tensor
-    margin: Tensor
-    patch_slope: Tensor
-    multipliers: dict[int, tuple[Tensor, Tensor]]
-
-    def least(self, properties: int) -> Tensor:
-        """Margin of every property, the least over its pieces: [P]."""
-        start = torch.full((properties,), torch.inf, dtype=torch.float64)
-        return start.scatter_reduce(0, self.owner, self.margin.nan_to_num(-torch.inf), "amin")
-
-    def graft(self, pieces: Tensor, found: Decision) -> None:
-        """Replace some pieces, [.], by the leaves of the trees that a search grew on them."""
-        leaves, units = found.leaves, self.slope.shape[1]
-        if leaves is None:
-            return
-        nodes, rows = self.node[pieces].tolist(), [self.slope]
-        self.slope[self.node[pieces]] = found.slope[: len(pieces), :units]
-        nodes += [-1] * (len(found.tree.owner) - len(nodes))
-        for i, children in enumerate(found.tree.children()):
-            if children:
-                halves = self.tree.bisect(nodes[i], found.tree.dim[i], found.tree.cut[i])
-                for child, half in zip(children, halves, strict=True):
-                    nodes[child] = half
-                rows.append(found.slope[children, :units])
-        self.slope = torch.cat(rows)
-        node = torch.tensor(nodes)[leaves.node]
-        keep = torch.ones(len(self.owner), dtype=torch.bool)
-        keep[pieces] = False
-        self.owner = torch.cat([self.owner[keep], torch.tensor(self.tree.owner)[node]])
-        self.node = torch.cat([self.node[keep], node])
-        self.margin = torch.cat([self.margin[keep], leaves.margin])
-        self.patch_slope = torch.cat([self.patch_slope[keep], leaves.slope[:, units:]])
-        for leaf, values_ in zip(node.tolist(), leaves.multiplier, strict=True):
-            if len(used := (values_ != 0).any(0).nonzero()[:, 0]):
-                self.multipliers[leaf] = (used, values_[:, used].T)
 
 
 @frozen(eq=False)
@@ -102,14 +51,15 @@ class Certificate:
 
 def certify(
     repaired: RepairedNetwork,
-    worklist: Worklist,
+    proof: Proof,
+    flat: Tensor,
     bounder: Bounder,
     problem: Problem,
     attack: Attack | None,
     seed: int,
     stage: Stage,
 ) -> Certificate:
-    """State what is proved about the patches as they are stored.
+    """State what is proved about the patches as they are stored. flat: bool [Q], constant ones.
 
     Sound: the rigorous margin of every group on every piece of its box must be positive, with
     the patch of the piece's region or of N alone where it has none; the pieces cover the box
@@ -121,7 +71,6 @@ def certify(
     """
     count = len(problem.properties)
     with stage("certification", count if attack else 0) as advance:
-        proof = prove(repaired, worklist, bounder)
         model, asked = in_arithmetic_of(bounder.rounding.level, repaired, problem)
         refutes = _Judge(repaired, bounder, problem.properties, model, asked.properties)
         hits: dict[int, Tensor] = {}
@@ -134,11 +83,11 @@ def certify(
         with stage("branch and bound", len(open_)) as advance:
             search = BranchAndBound(bounder, bounder.certifier)
             for i in open_:
-                point = _decided(i, search, proof, repaired, worklist, refutes)
+                point = _decided(i, search, proof, repaired, refutes)
                 hits |= {} if point is None else {i: point}
                 advance(1)
     least = proof.least(count)
-    proved = routed(least > 0, worklist.layout, worklist.properties, worklist.tree)
+    proved = routed(least > 0, proof.cover.layout, problem.properties, proof.cover.tree)
     for i in hits:
         if proved[i]:
             raise SoundnessError(
@@ -148,9 +97,9 @@ def certify(
     return Certificate(
         status=tuple(_status(p, i in hits) for i, p in enumerate(proved.tolist())),
         margin=least,
-        constant=_of_properties(are_constant(repaired), repaired.centres.patch),
+        constant=_of_properties(flat, repaired.centres.patch),
         proof=proof,
-        layout=worklist.layout,
+        layout=proof.cover.layout,
         counterexample=hits,
         level=bounder.rounding.level,
         certifier=bounder.certifier,
@@ -198,19 +147,15 @@ def _decided(
     search: BranchAndBound,
     proof: Proof,
     repaired: RepairedNetwork,
-    worklist: Worklist,
     refutes: _Judge,
 ) -> Tensor | None:
     """Search the pieces of a property that are open; its counterexample, if there is one."""
-    # Pieces of a property that was not searched yet stand in the same order in both.
-    open_ = proof.node[(proof.owner == index) & ~(proof.margin > 0)]
-    serving = worklist.serving()[torch.isin(worklist.node, open_)]
+    open_ = (proof.owner == index) & ~(proof.margin > 0)
+    nodes, serving = proof.node[open_], proof.patch[open_]
     asked = refutes.asked[torch.tensor([index])]
     for number in serving.unique().tolist():
-        nodes = open_[serving == number]
-        pieces = torch.isin(proof.node, nodes).nonzero()[:, 0]
-        box = worklist.box[torch.isin(worklist.node, nodes)]
-        patch = weights_of(repaired, number)
+        pieces = torch.isin(proof.node, nodes[serving == number]).nonzero()[:, 0]
+        box, patch = proof.box(pieces), weights_of(repaired, number)
         found = search.decide(asked, box, patch, refutes.model, lambda x: refutes(index, x))
         if found.counterexample is not None:
             return found.counterexample
@@ -238,32 +183,6 @@ def in_arithmetic_of(
     return copy.deepcopy(repaired).to(dtype), evolve(
         problem, properties=wide, x_adv=problem.x_adv.to(dtype)
     )
-
-
-def prove(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> Proof:
-    """Rigorous margins of every piece with the stored patches."""
-    margin = worklist.own_margin()
-    margin[worklist.serving() >= 0] = -torch.inf
-    slope = torch.zeros(len(margin), bounder.template.units, dtype=torch.uint8)
-    for patches in patch_chunks(repaired, worklist, bounder):
-        batch = worklist.batch(patches, rigorous=True)
-        stack = {name: t[patches] for name, t in repaired.bank.stack.items()}
-        least, used = bounder.proofs(stack, batch)
-        real, pieces = batch.real.flatten(), torch.cat(worklist.pieces_of(patches))
-        margin[pieces] = worst_margin(least, batch.group)[real]
-        slope[pieces] = used[real]
-    if worklist.screened:
-        # What is claimed is what another program finds too; less is claimed, no more.
-        modest = torch.maximum(margin - worklist.proof.spare(), margin / 2)
-        margin = torch.where(margin > 0, modest, margin)
-    tree, own = copy.deepcopy(worklist.tree), worklist.slope.clone()
-    return Proof(tree, own, worklist.owner, worklist.node, margin, slope, {})
-
-
-def are_constant(repaired: RepairedNetwork) -> Tensor:
-    """Patches that add the same non-zero numbers to every input, bool [Q]."""
-    weight, bias = (repaired.bank.stack[name] for name in last_layer(repaired.bank.template))
-    return (weight == 0).flatten(1).all(1) & (bias != 0).any(1)
 
 
 def _of_properties(which: Tensor, patch: Tensor) -> Tensor:

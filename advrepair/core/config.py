@@ -15,7 +15,15 @@ import attrs
 import tomli_w
 
 from advrepair.core.errors import UsageError
-from advrepair.core.interfaces import Allocator, Attack, Component, Indicator, Refiner, Verifier
+from advrepair.core.interfaces import (
+    Allocator,
+    Attack,
+    Component,
+    Executor,
+    Indicator,
+    Refiner,
+    Verifier,
+)
 from advrepair.core.options import build, check_names, describe, suggestion, values
 from advrepair.core.registry import Registry
 from advrepair.core.sections import (
@@ -83,6 +91,11 @@ class Configuration:
     def evaluation_attack(self) -> Attack:
         """Attacks unseen inputs."""
         return cast(Attack, self.components["evaluation_attack"])
+
+    @property
+    def executor(self) -> Executor:
+        """Works on the shards."""
+        return cast(Executor, self.components["executor"])
 
 
 def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advrepair.core.bounding import Bounder, chunks
-from advrepair.core.patching import PatchBank, Stack, constant_stack, initial_stack
+from advrepair.core.bounding import Bounder
+from advrepair.core.patching import Stack, constant_stack
 from advrepair.core.refinement import Worklist
 from advrepair.core.types import group_margin, worst_margin
 
@@ -48,24 +48,6 @@ def constant_patches(patches: Tensor, worklist: Worklist, bounder: Bounder) -> t
         # Rounding in the deployed sum grows with the constant itself.
         slack = torch.where(proved, slack, 4 * slack + 2.0**-20 * value.abs().amax(1))
     return stack, proved
-
-
-def constant_bank(worklist: Worklist, bounder: Bounder) -> tuple[PatchBank, Tensor]:
-    """The baseline: a constant patch for every property set, and which are proved, [Q]."""
-    count = len(worklist.order)
-    if not count:
-        return PatchBank(bounder.template, initial_stack(bounder.template, [], 0)), torch.zeros(
-            0, dtype=torch.bool
-        )
-    stacks, proved = [], []
-    each = 4 * bounder.template.parameters_count + 8 * worklist.proof.A[0].numel()
-    for index in chunks(count, 4 * each, bounder.memory):
-        stack, good = constant_patches(index, worklist, bounder)
-        kept = {n: torch.where(good.view(-1, *[1] * (t.dim() - 1)), t, 0) for n, t in stack.items()}
-        stacks.append(kept)
-        proved.append(good)
-    joined = {name: torch.cat([stack[name] for stack in stacks]) for name in stacks[0]}
-    return PatchBank(bounder.template, joined), torch.cat(proved)
 
 
 def proved_patches(margin: Tensor, group: Tensor, real: Tensor) -> Tensor:

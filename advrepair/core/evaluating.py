@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from advrepair.core.assessment import Assessment, Assessor, Examples, Settings, Stage
 from advrepair.core.attacking import Problem, generalisation_set, generator
-from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
 from advrepair.core.certification import Certificate
 from advrepair.core.config import Configuration
-from advrepair.core.constant import constant_bank
+from advrepair.core.covering import own_margin
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Rates, inputs_around, rates, routing
@@ -23,8 +22,13 @@ from advrepair.core.inputs import clip_of
 from advrepair.core.interfaces import Attack
 from advrepair.core.layout import routed
 from advrepair.core.options import build, values
-from advrepair.core.patching import RepairedNetwork, last_layer
-from advrepair.core.refinement import Worklist
+from advrepair.core.patching import (
+    PatchBank,
+    RepairedNetwork,
+    constant_stack,
+    patch_template,
+)
+from advrepair.core.results import Results
 from advrepair.core.run_folder import Checkpoint
 from advrepair.core.types import PropertySet, Status
 
@@ -45,10 +49,27 @@ class Measured:
     arrays: dict[str, Tensor]
 
 
+@frozen(eq=False)
+class Trivial:
+    """What costs nothing: N alone, and the constant-bias repair.
+
+    own: [P], N's margins. constant: [Q,K], added by each patch. held: bool [Q], proved.
+    """
+
+    own: Tensor
+    constant: Tensor
+    held: Tensor
+
+    @classmethod
+    def joined(cls, results: Results) -> Trivial:
+        """Of all shards."""
+        own = own_margin(results.shards.cover, results.shards, results.ordered())
+        return cls(own, results.gathered("constant"), results.gathered("held"))
+
+
 def quick(
     repaired: RepairedNetwork,
-    worklist: Worklist,
-    bounder: Bounder,
+    trivial: Trivial,
     problem: Problem,
     certificate: Certificate,
     plan: Configuration,
@@ -75,30 +96,32 @@ def quick(
 
         metrics = measured(repaired, certified, test)
         advance(1)
-        own = worklist.margin() > 0  # N alone
+        own = trivial.own > 0  # N alone
         baseline = {"none": measured(base, own, None)}
         baseline["none"]["DD"] = None if test is None else 0.0
-        bank, proved = constant_bank(worklist, bounder)
-        trivial = RepairedNetwork(
+        template = patch_template(base, ())
+        bank = PatchBank(template, constant_stack(template, trivial.constant))
+        flat = RepairedNetwork(
             base, bank, repaired.regions, repaired.assignment, repaired.centres, plan.allocator
         )
-        served = repaired.centres.patch
-        held = torch.where(served >= 0, proved[served], own) if len(proved) else own
-        held = routed(held, worklist.layout, worklist.properties, worklist.tree)
-        baseline["constant-bias"] = measured(trivial, held, test)
+        served, held = repaired.centres.patch, own
+        if len(trivial.held):
+            held = torch.where(served >= 0, trivial.held[served], own)
+        ground = certificate.proof.cover
+        held = routed(held, ground.layout, ground.properties, ground.tree)
+        baseline["constant-bias"] = measured(flat, held, test)
         advance(1)
         routes = routing(repaired, problem)
-    constant = bank.stack[last_layer(bank.template)[1]]
     arrays = {
         "x_adv": problem.x_adv,
         "x_adv.property": problem.owner,
         "row": problem.row,
         "unseen": unseen[0],
         "unseen.property": unseen[1],
-        "constant": constant,
+        "constant": trivial.constant,
         "constant.certified": held,
     }
-    examples = Examples(problem, unseen, constant, held, certified)
+    examples = Examples(problem, unseen, trivial.constant, held, certified)
     return Measured(metrics, baseline, routes, examples, arrays)
 
 

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import safetensors.torch
+import torch
+from attrs import frozen
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from advrepair.core.errors import UsageError
 
 FORMAT = 3
-_HEADER = "advrepair"  # one metadata key: safetensors writes several in random order
+_HEADER = "advrepair"
+_BLOCK_BYTES = 2**24
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with _whole(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -42,18 +55,78 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write safetensors with one JSON header, whole or not at all."""
+@frozen(eq=False)
+class Blocks:
+    """A tensor that is written without ever being held: blocks along its first axis."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[Tensor]]
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor | Blocks], header: Mapping[str, Any]
+) -> None:
+    """Write safetensors with one JSON header, whole or not at all.
+
+    The library writes from one copy of everything in memory; this one copies a block at a time.
+    """
+    # Wider types first, so that every tensor lies at a multiple of its width.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    about: dict[str, Any] = {"__metadata__": {_HEADER: json.dumps(header, sort_keys=True)}}
+    end = 0
+    for name in names:
+        shape, dtype = list(tensors[name].shape), tensors[name].dtype
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        about[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(about, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with _whole(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            for block in _blocks(tensors[name]):
+                file.write(_bytes(block))
+        if file.tell() != 8 + len(text) + end:
+            raise ValueError(f"{path}: a tensor has not the size that was announced")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of path when it is complete, and is gone after an error."""
     temporary = path.with_name(path.name + ".tmp")
-    metadata = {_HEADER: json.dumps(header, sort_keys=True)}
-    ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    safetensors.torch.save_file(ready, temporary, metadata=metadata)
-    os.chmod(temporary, 0o644)  # it writes with 0600, unlike everything else here
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _bytes(block: Tensor) -> memoryview:
+    if not block.numel():
+        return memoryview(b"")
+    flat = block.detach().cpu().contiguous().reshape(-1)
+    if flat.stride(0) != 1:  # one element, which may claim any
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().data
+
+
+def _blocks(tensor: Tensor | Blocks) -> Iterable[Tensor]:
+    if isinstance(tensor, Blocks):
+        return tensor.blocks()
+    if tensor.dim() == 0 or not tensor.numel():
+        return [tensor]
+    row = tensor[0].numel() * tensor.element_size()
+    parts: Iterable[Tensor] = tensor.split(max(1, _BLOCK_BYTES // row))
+    return parts
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Inverse of :func:`write_tensors`; raises UsageError for anything else."""
+    """Inverse of :func:`write_tensors`; raises UsageError for anything else.
+
+    The tensors are memory-mapped: what is not looked at is not read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_HEADER])

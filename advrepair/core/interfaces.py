@@ -9,8 +9,8 @@ has to be sound.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import Assignment, Centres, LinearBound, PropertySet, SplitPlan
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Component(ABC):
@@ -169,6 +172,25 @@ class Allocator(Component):
     def most(self, centres: Centres) -> int:
         """How many patches one query can get at most; a small number makes exports fast."""
         return centres.patches
+
+
+class Executor(Component):
+    """Runs work that falls into independent items: here, in other processes, elsewhere."""
+
+    def require(self) -> None:
+        """Raises UsageError if what it needs is not there; called before any long work."""
+
+    @abstractmethod
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[tuple[int, Result]]:
+        """``function(item)`` of every item, with the item's place, as they get done.
+
+        Each place comes exactly once, in any order. function and items can be pickled, and
+        the same item gives the same result wherever and however often it is worked on: an
+        executor may repeat what was lost. Items are made when they are asked for; ask for few
+        more than are worked on. An error of the function is raised here.
+        """
 
 
 class RowWise(nn.Module, ABC):

@@ -32,9 +32,14 @@ class SplitTree:
     cut: list[float]
 
     @classmethod
+    def of(cls, owner: list[int]) -> SplitTree:
+        """Leaves without parents; owner: property of each."""
+        return cls(list(owner), [-1] * len(owner), [-1] * len(owner), [0.0] * len(owner))
+
+    @classmethod
     def roots(cls, count: int) -> SplitTree:
         """One leaf a box."""
-        return cls(list(range(count)), [-1] * count, [-1] * count, [0.0] * count)
+        return cls.of(list(range(count)))
 
     def children(self) -> list[list[int]]:
         """Of every node its two children, or none."""
@@ -43,6 +48,10 @@ class SplitTree:
             if parent >= 0:
                 below[parent].append(child)
         return below
+
+    def first(self, node: int) -> bool:
+        """Whether a node is the half below the cut of its parent; halves stand side by side."""
+        return node + 1 < len(self.parent) and self.parent[node + 1] == self.parent[node]
 
     def plant(self, owner: int) -> int:
         """A node without a parent, behind all others; returns it."""

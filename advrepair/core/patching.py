@@ -60,8 +60,10 @@ def initial_stack(template: Network, identifiers: Sequence[str], seed: int) -> S
 
 
 def constant_stack(template: Network, value: Tensor) -> Stack:
-    """Patches that add value [Q,K] whatever the input."""
-    stack = {n: t.new_zeros(len(value), *t.shape) for n, t in template.tensors.items()}
+    """Patches that add value [Q,K] whatever the input; their zeros are stored once."""
+    stack = {
+        n: t.new_zeros(t.shape).expand(len(value), *t.shape) for n, t in template.tensors.items()
+    }
     stack[last_layer(template)[1]] = value.to(template.dtype)
     return stack
 
@@ -74,7 +76,7 @@ class PatchBank(nn.Module):
         self.template = template
         self._attributes = {name: f"stack_{i}" for i, name in enumerate(sorted(stack))}
         for name, attribute in self._attributes.items():
-            self.register_buffer(attribute, stack[name].detach().clone())
+            self.register_buffer(attribute, stack[name].detach())
 
     @property
     def stack(self) -> Stack:
@@ -192,14 +194,9 @@ def attach(
     regions: Regions,
     assignment: Assignment,
     allocator: Allocator,
-    hidden: Sequence[int],
-    seed: int,
+    bank: PatchBank,
 ) -> RepairedNetwork:
-    """Fix the routing and give every patch its starting weights."""
-    template = patch_template(network, hidden)
-    bank = PatchBank(
-        template, initial_stack(template, patch_identifiers(properties, assignment), seed)
-    )
+    """Put network, patches and routing together."""
     with torch.no_grad():
         logits = torch.cat([network(part) for part in properties.center.split(1024)])
     centres = Centres(

@@ -12,26 +12,26 @@ from attrs import frozen
 from torch import Tensor
 
 from advrepair.core import artefacts, evaluating, reporting
-from advrepair.core.attacking import (
-    Problem,
-)
+from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder, bytes_per_box, bytes_per_patch, chunks, fitting
 from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
+from advrepair.core.covering import Cover, cover
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
+from advrepair.core.evaluating import Trivial
 from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
 from advrepair.core.finding import find_problem, make_bounder, rounding_of, samples_of
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import in_plain_words, read_inputs
 from advrepair.core.patching import RepairedNetwork, attach, patch_template
-from advrepair.core.preserving import propose
+from advrepair.core.proof import Proof
 from advrepair.core.properties import refuse_contradictions
-from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
+from advrepair.core.results import Results
 from advrepair.core.run_folder import Checkpoint, Folder
 from advrepair.core.run_folder import manifest as run_manifest
-from advrepair.core.training import Trained, train
+from advrepair.core.solving import Solver
 from advrepair.core.work import Progress, Work, silent
 
 
@@ -111,83 +111,43 @@ def repair(
     refuse_contradictions(properties)
     bounder = make_bounder(network, plan)
     with run.stage("bounds", len(properties)):
-        worklist = Worklist.start(properties, bounder, problem.pieces)
-        needy = _needy(problem, worklist, plan)
-        assignment = plan.indicator.assign(properties[needy.nonzero()[:, 0]])
-        assignment = assignment.checked(int(needy.sum())).among(needy)
-        regions = worklist.serve(assignment, bounder)
+        undecided = plan.screening.undecided == "repair"
+        ground = cover(problem, bounder, plan.indicator, undecided)
+    results = _solved(ground, network, bounder, plan, run)
+    bank, outcomes = results.bank(bounder.template), results.ordered()
     repaired = attach(
-        network, properties, regions, assignment, plan.allocator, plan.patch.hidden, plan.run.seed
+        network, properties, ground.layout.regions, ground.assignment, plan.allocator, bank
     )
-    trained = _train(repaired, worklist, bounder, plan, run)
-    certificate = _certify(repaired, worklist, bounder, problem, plan, run)
-    found = evaluating.quick(
-        repaired, worklist, bounder, problem, certificate, plan, run.stage, test
-    )
-    report = reporting.report(repaired, problem, certificate, trained, found, plan, run.seconds)
+    proof = Proof.joined(results.shards, outcomes, bounder.template.units)
+    attack = plan.attack if plan.certification.attack else None
+    flat = results.gathered("flat")
+    certificate = certify(repaired, proof, flat, bounder, problem, attack, plan.run.seed, run.stage)
+    trivial = Trivial.joined(results)
+    found = evaluating.quick(repaired, trivial, problem, certificate, plan, run.stage, test)
+    epochs = results.gathered("epochs")
+    report = reporting.report(repaired, problem, certificate, epochs, found, plan, run.seconds)
+    report["cpu"] = results.cpu()
     if plan.evaluation.scope == "full" and test is not None:
         whole = evaluating.full(repaired, found.examples, test, plan, run.stage, run.checkpoint)
         reporting.add_assessment(report, whole, plan)
     report["seconds"]["total"] = time.perf_counter() - run.started
-    kept = found.arrays | {"epochs": trained.epochs, "margin": worklist.margin()}
+    kept = found.arrays | {"epochs": epochs, "margin": trivial.own}
     return Repair(repaired, problem, certificate, report, kept)
 
 
-def _needy(problem: Problem, worklist: Worklist, plan: Configuration) -> Tensor:
-    """Properties that are repaired: bool [P]. The others are left alone."""
-    if plan.screening.undecided == "repair":
-        return problem.broken | ~(worklist.margin() > 0)
-    return problem.broken
-
-
-def _train(
-    repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder, plan: Configuration, run: Work
-) -> Trained:
-    """Train what an interrupted run has not; every chunk that is done is kept on disk."""
-    result = Trained.nothing_yet(len(repaired.bank))
-    if run.checkpoint:
-        for name in run.checkpoint.names("patches"):
-            if saved := run.checkpoint.load(name):
-                _restore(saved, repaired, result)
-    with run.stage("training", len(repaired.bank)) as advance:
-        if bool((worklist.properties.label < 0).any()):
-            samples = samples_of(repaired.base, worklist.properties, plan)
-            propose(repaired, worklist, bounder, samples, result)
-        advance(int(result.settled.sum()))
-
-        def settled(patches: Tensor, split: bool) -> None:
-            # The pieces of a split chunk are not kept: it is trained again on a resume.
-            if run.checkpoint and not split:
-                run.checkpoint.save(f"patches-{int(patches[0])}", _kept(patches, repaired, result))
+def _solved(
+    ground: Cover, network: Network, bounder: Bounder, plan: Configuration, run: Work
+) -> Results:
+    """Patches, and what is proved about them; every shard that is done is kept on disk."""
+    properties, samples = ground.properties, None
+    if bool((properties.label < 0).any()):
+        samples = samples_of(network, properties, plan)
+    solver = Solver(bounder, plan.refiner, plan.training, plan.run.seed, samples)
+    results = Results(ground.shards(bounder.template), run.checkpoint)
+    with run.stage("training", len(ground.order)) as advance:
+        for patches in results.solve(solver, plan.executor):
             advance(len(patches))
-
-        train(repaired, worklist, bounder, plan.refiner, plan.training, result, settled)
-    return result
-
-
-def _kept(patches: Tensor, repaired: RepairedNetwork, result: Trained) -> dict[str, Tensor]:
-    tensors = {f"stack/{name}": t[patches] for name, t in repaired.bank.stack.items()}
-    return tensors | {"patches": patches, "epochs": result.epochs[patches]}
-
-
-def _restore(saved: dict[str, Tensor], repaired: RepairedNetwork, result: Trained) -> None:
-    patches = saved["patches"]
-    stack = {n.removeprefix("stack/"): t for n, t in saved.items() if n.startswith("stack/")}
-    repaired.bank.put(patches, stack)
-    result.epochs[patches] = saved["epochs"]
-    result.settled[patches] = True
-
-
-def _certify(
-    repaired: RepairedNetwork,
-    worklist: Worklist,
-    bounder: Bounder,
-    problem: Problem,
-    plan: Configuration,
-    run: Work,
-) -> Certificate:
-    attack = plan.attack if plan.certification.attack else None
-    return certify(repaired, worklist, bounder, problem, attack, plan.run.seed, run.stage)
+    return results
 
 
 def check_bounds(network: Network, plan: Configuration) -> None:
@@ -198,6 +158,7 @@ def check_bounds(network: Network, plan: Configuration) -> None:
             "choose another --verifier"
         )
     plan.attack.require()
+    plan.executor.require()
     if plan.evaluation.scope == "full":
         plan.evaluation_attack.require()
     plan.verifier.prepare(network)

@@ -16,7 +16,7 @@ from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
 from advrepair.core.constant import proved_patches
 from advrepair.core.evaluation import DECISIONS, Around
-from advrepair.core.patching import RepairedNetwork, constant_stack
+from advrepair.core.patching import PatchBank, constant_stack
 from advrepair.core.refinement import Worklist
 from advrepair.core.training import Trained
 
@@ -85,7 +85,7 @@ def preserving_constant(
 
 
 def propose(
-    repaired: RepairedNetwork,
+    bank: PatchBank,
     worklist: Worklist,
     bounder: Bounder,
     samples: tuple[Tensor, Decisions],
@@ -102,9 +102,8 @@ def propose(
         if bool((worklist.properties.label[owner] >= 0).any()):
             continue
         box, rows = worklist.box[pieces], worklist.proof[pieces]
-        regions = worklist.layout.regions
         least = rows.minimum_rigorous(box)
-        inside = decisions.inside(x, regions.box[regions.patch == patch])
+        inside = decisions.inside(x, box)  # the pieces fill the regions of the patch
         if rows.magnitude is None or not bool(torch.isfinite(least).all()):
             continue
         batch = worklist.batch(patch[None], rigorous=True)
@@ -116,7 +115,7 @@ def propose(
                 break
             stack = constant_stack(bounder.template, value[None])
             if bool(proved_patches(bounder.margins(stack, batch), batch.group, batch.real)[0]):
-                repaired.bank.put(patch[None], stack)
+                bank.put(patch[None], stack)
                 result.settled[patch] = True
                 break
             slack *= 4  # rounding in the deployed sum

@@ -1,4 +1,4 @@
-"""The worklist of pieces: every box starts as one piece; splitting keeps it covered."""
+"""The worklist of pieces: what some patches have to prove; splitting keeps it covered."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from torch import Tensor
 
 from advrepair.core.bounding import Batch, Bounder, joined, slopes_of
 from advrepair.core.box import Box, concatenated, dot
-from advrepair.core.layout import Layout, Pieces, SplitTree, lay_out
-from advrepair.core.patching import patch_identifiers
+from advrepair.core.layout import SplitTree
+from advrepair.core.shards import Shard
 from advrepair.core.types import (
-    Assignment,
     LinearBound,
     PropertySet,
-    Regions,
     SplitPlan,
     group_margin,
     worst_margin,
@@ -23,103 +21,56 @@ from advrepair.core.types import (
 
 @define(eq=False)
 class Worklist:
-    """The pieces to prove: together they cover every box, because only the core splits.
+    """The pieces that the patches of a shard have to prove; only the core splits them.
 
-    box: W pieces. owner: [W], the property of each. node: [W], its leaf in the tree. rows: of
-    N in the training dtype. proof: of N, float64 and rigorous. All [W,M,*S]. slope: uint8
-    [T,U], N's slopes in the proof, of each of the T nodes. home: [W], the region whose patch
-    serves the piece. order: [Q], the patches sorted by what they serve, so that no result
-    depends on the order of the data. begun: pieces that a patch served at first. screened: the
-    boxes were cut before, and margins are claimed with something to spare.
+    box: w pieces. owner: [w], the property of each. patch: [w], the patch that is on there.
+    node: [w], its leaf in the tree, whose first nodes are the pieces at the start. rows: of N
+    in the training dtype. proof: of N, float64 and rigorous. All [w,M,*S]. slope: uint8
+    [t,U], N's slopes in the proof, of each of the t nodes. modest: the boxes were cut before,
+    and margins are claimed with something to spare.
     """
 
     properties: PropertySet
     box: Box
     owner: Tensor
+    patch: Tensor
     node: Tensor
     rows: LinearBound
     proof: LinearBound
     tree: SplitTree
     slope: Tensor
-    layout: Layout
-    home: Tensor
-    order: Tensor
-    begun: int = 0
-    screened: bool = False
+    modest: bool
 
     @classmethod
-    def start(
-        cls, properties: PropertySet, bounder: Bounder, pieces: Pieces | None = None
-    ) -> Worklist:
-        """N's rows, computed and kept. pieces: how boxes were cut before; else one a property."""
-        pieces = pieces or Pieces.roots(properties)
-        names = properties.identifiers()
-        place = torch.empty(len(names), dtype=torch.long)
-        place[sorted(range(len(names)), key=names.__getitem__)] = torch.arange(len(names))
-        first = place[pieces.owner].argsort(stable=True)
-        if pieces.proof is None:
-            rows, proof = _base(bounder, properties, pieces.box[first], pieces.owner[first])
-            back = torch.argsort(first)
-            rows, proof = rows[back], proof[back]
+    def start(cls, shard: Shard, bounder: Bounder) -> Worklist:
+        """N's rows on every piece, computed unless they are known."""
+        if shard.proof is None:
+            rows, proof = _base(bounder, shard.properties, shard.box, shard.owner)
         else:
-            rows, proof = pieces.proof.to(bounder.network.dtype), pieces.proof
-        slope = torch.zeros(len(pieces.tree.owner), bounder.network.units, dtype=torch.uint8)
-        slope[pieces.node] = slopes_of(proof, bounder.network)
+            rows, proof = shard.proof.to(bounder.network.dtype), shard.proof
         return cls(
-            properties,
-            pieces.box,
-            pieces.owner,
-            pieces.node,
+            shard.properties,
+            shard.box,
+            shard.owner,
+            shard.patch,
+            torch.arange(len(shard.owner)),
             rows,
             proof,
-            pieces.tree,
-            slope,
-            Layout.nothing(properties),
-            pieces.owner.clone(),
-            torch.zeros(0, dtype=torch.long),
-            screened=pieces.proof is not None,
+            SplitTree.of(shard.owner.tolist()),
+            slopes_of(proof, bounder.network).clone(),
+            shard.proof is not None,
         )
-
-    def serve(self, assignment: Assignment, bounder: Bounder) -> Regions:
-        """Lay out the regions: each patch is on where its properties need it."""
-        # Where a patch is on anyway, it serves what was proved with nothing to spare too.
-        needy = ~(self.own_margin() > self.proof.spare())
-        self.layout, self.home, roots = lay_out(
-            self.properties, self.tree, self.node, self.box, needy, assignment.patch
-        )
-        self.order = _sorted_patches(self.properties, assignment)
-        if len(roots.owner):
-            rows, proof = _base(bounder, self.properties, roots.box, roots.owner)
-            more = len(self.tree.owner) - len(self.slope)
-            fresh = self.slope.new_zeros(more, self.slope.shape[1])
-            self.slope = torch.cat([self.slope, fresh])
-            self.slope[roots.node] = slopes_of(proof, bounder.network)
-            self._append(roots.box, roots.owner, roots.node, rows, proof, roots.home)
-        self.begun = int((self.serving() >= 0).sum())
-        return self.layout.regions
 
     def own_margin(self) -> Tensor:
-        """N's own proved margin on every piece, without any patch: [W], rigorous."""
+        """N's own proved margin on every piece, without any patch: [w], rigorous."""
         group = self.properties.group[self.owner]
         return worst_margin(self.proof.minimum_rigorous(self.box), group).nan_to_num(-torch.inf)
 
-    def margin(self) -> Tensor:
-        """N's own proved margin of every property: [P], rigorous."""
-        worst = torch.full((len(self.properties),), torch.inf, dtype=torch.float64)
-        # What regions of other properties have of a box is covered by its own pieces too.
-        own = torch.tensor(self.tree.owner)[self.layout.node[self.home]] == self.owner
-        return worst.scatter_reduce(0, self.owner[own], self.own_margin()[own], "amin")
-
-    def serving(self) -> Tensor:
-        """The patch that is on in each piece, or -1: [W]."""
-        return self.layout.regions.patch[self.home]
-
     def pieces_of(self, patches: Tensor) -> list[Tensor]:
         """Indices of the pieces of each patch, in the order of the worklist."""
-        serving = self.serving()
-        order = torch.argsort(serving, stable=True)
-        begin = torch.searchsorted(serving[order], patches)
-        end = torch.searchsorted(serving[order], patches, right=True)
+        order = torch.argsort(self.patch, stable=True)
+        begin = torch.searchsorted(self.patch[order], patches)
+        end = torch.searchsorted(self.patch[order], patches, right=True)
         return [order[i:j].sort().values for i, j in zip(begin.tolist(), end.tolist(), strict=True)]
 
     def batch(self, patches: Tensor, rigorous: bool) -> Batch:
@@ -160,32 +111,12 @@ class Worklist:
         keep = torch.ones(len(self.owner), dtype=torch.bool)
         keep[parents] = False
         children = torch.tensor([pair[0] for pair in nodes] + [pair[1] for pair in nodes])
-        owner, home = self.owner[twice], self.home[twice]
-        self.box, self.owner, self.node = self.box[keep], self.owner[keep], self.node[keep]
-        self.home, self.rows, self.proof = self.home[keep], self.rows[keep], self.proof[keep]
-        self._append(halves, owner, children, rows, proof, home)
-
-    def _append(
-        self,
-        box: Box,
-        owner: Tensor,
-        node: Tensor,
-        rows: LinearBound,
-        proof: LinearBound,
-        home: Tensor,
-    ) -> None:
-        """Pieces more, at the end."""
-        self.box = concatenated(self.box, box)
-        self.owner, self.node = torch.cat([self.owner, owner]), torch.cat([self.node, node])
-        self.home = torch.cat([self.home, home])
-        self.rows, self.proof = joined([self.rows, rows]), joined([self.proof, proof])
-
-
-def _sorted_patches(properties: PropertySet, assignment: Assignment) -> Tensor:
-    """Patches in an order of what they serve: [Q]."""
-    keys = patch_identifiers(properties, assignment)
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    return torch.tensor(order, dtype=torch.long)
+        self.node = torch.cat([self.node[keep], children])
+        self.owner = torch.cat([self.owner[keep], self.owner[twice]])
+        self.patch = torch.cat([self.patch[keep], self.patch[twice]])
+        self.box = concatenated(self.box[keep], halves)
+        self.rows = joined([self.rows[keep], rows])
+        self.proof = joined([self.proof[keep], proof])
 
 
 def _base(

@@ -18,7 +18,15 @@ import pluggy
 
 from advrepair.core import hookspecs
 from advrepair.core.errors import PluginError, UsageError
-from advrepair.core.interfaces import Allocator, Attack, Component, Indicator, Refiner, Verifier
+from advrepair.core.interfaces import (
+    Allocator,
+    Attack,
+    Component,
+    Executor,
+    Indicator,
+    Refiner,
+    Verifier,
+)
 from advrepair.core.options import Option, describe, suggestion
 
 GROUP = "advrepair"
@@ -29,6 +37,7 @@ KINDS: dict[str, type[Component]] = {
     "allocator": Allocator,
     "refiner": Refiner,
     "attack": Attack,
+    "executor": Executor,
 }
 # Sections of the core's own; a component of such a name could not be given options.
 RESERVED = (

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from advrepair.core.assessment import Assessment
 from advrepair.core.attacking import Problem
 from advrepair.core.certification import Certificate
@@ -18,7 +20,6 @@ from advrepair.core.memory import peak_memory
 from advrepair.core.options import values
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.properties import in_words
-from advrepair.core.training import Trained
 from advrepair.core.types import Status
 
 _TRIVIAL = (
@@ -31,7 +32,7 @@ def report(
     repaired: RepairedNetwork,
     problem: Problem,
     certificate: Certificate,
-    trained: Trained,
+    epochs: Tensor,
     found: Measured,
     plan: Configuration,
     seconds: Mapping[str, float],
@@ -76,7 +77,7 @@ def report(
             "parameters": parameters,
             "bytes": sum(t.numel() * t.element_size() for t in stack),
             "ratio_to_network": parameters / repaired.base.parameters_count,
-            "mean_epochs": float(trained.epochs.double().mean()) if len(trained.epochs) else 0.0,
+            "mean_epochs": float(epochs.double().mean()) if len(epochs) else 0.0,
         },
         "notes": _notes(problem, certificate, found, plan),
     }

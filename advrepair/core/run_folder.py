@@ -16,6 +16,7 @@ from torch import Tensor
 from advrepair.core.errors import UsageError
 from advrepair.core.files import (
     FORMAT,
+    Blocks,
     read_json,
     read_tensors,
     versions,
@@ -148,22 +149,21 @@ class Checkpoint:
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Tensors saved under a name; None if there are none, or the file is damaged."""
-        path = self.folder / f"checkpoint-{name}.safetensors"
+        path = self._path(name)
         try:
             return read_tensors(path)[0] if path.exists() else None
         except UsageError:
             return None
 
-    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def save(self, name: str, tensors: Mapping[str, Tensor | Blocks]) -> None:
         """Keep tensors for a resume."""
-        write_tensors(self.folder / f"checkpoint-{name}.safetensors", tensors, {"format": FORMAT})
-
-    def names(self, prefix: str) -> list[str]:
-        """Saved names that begin with prefix, sorted."""
-        found = self.folder.glob(f"checkpoint-{prefix}*.safetensors")
-        return sorted(path.stem.removeprefix("checkpoint-") for path in found)
+        write_tensors(self._path(name), tensors, {"format": FORMAT})
 
     def clear(self) -> None:
-        """The run is complete: nothing of this is needed."""
-        for path in self.folder.glob("checkpoint-*.safetensors"):
-            path.unlink()
+        """The run is complete: nothing of this is needed, nor what was written by half."""
+        for pattern in ("checkpoint-*", "*.tmp"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"checkpoint-{name}.safetensors"

@@ -82,6 +82,7 @@ class Plan:
     refiner: str = option("gradient-width", "says where to split what is not proved")
     attack: str = option("pgd", "searches for counterexamples")
     evaluation_attack: str = option("", "attacks unseen inputs; empty: the attack")
+    executor: str = option("in-process", "where shards of patches are worked on")
 
 
 @attrs.frozen
@@ -176,4 +177,5 @@ ROLES = {
     "refiner": "refiner",
     "attack": "attack",
     "evaluation_attack": "attack",
+    "executor": "executor",
 }

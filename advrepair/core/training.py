@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from attrs import define, frozen
 from torch import Tensor
 
 from advrepair.core import sections
-from advrepair.core.bounding import Batch, Bounder, bytes_of_rows, bytes_per_patch, fitting
+from advrepair.core.bounding import Batch, Bounder
 from advrepair.core.constant import constant_patches, proved_patches
 from advrepair.core.interfaces import Refiner
 from advrepair.core.optimisers import OPTIMISERS, Optimiser
-from advrepair.core.patching import RepairedNetwork, Stack, last_layer
+from advrepair.core.patching import PatchBank, Stack, last_layer
 from advrepair.core.refinement import Worklist, loss_slope
 from advrepair.core.types import LinearBound, SplitPlan, group_margin
 
-_PATCHES_AT_ONCE = 64
-_CACHE_BYTES = 2**22  # of the largest array in flight: memory is slower than arithmetic
 _BISECTIONS = 4  # for the least multiple of a patch that suffices
 
 
@@ -62,73 +58,41 @@ class _Open:
 
 
 def train(
-    repaired: RepairedNetwork,
-    worklist: Worklist,
-    bounder: Bounder,
-    refiner: Refiner,
-    budget: sections.Training,
-    result: Trained,
-    settled: Callable[[Tensor, bool], None],
-) -> None:
-    """Train patches until they are proved or the budget ends.
-
-    Weights go to repaired.bank, the account to result; what is settled there is left alone.
-    settled: told the patches of each chunk when it is done, and whether their boxes were
-    split.
-    """
-    for chunk in patch_chunks(repaired, worklist, bounder):
-        if bool(result.settled[chunk].all()):
-            continue
-        before = len(worklist.owner)
-        _train_chunk(chunk, repaired, worklist, bounder, refiner, budget, result)
-        result.settled[chunk] = True
-        settled(chunk, len(worklist.owner) > before)
-
-
-def patch_chunks(repaired: RepairedNetwork, worklist: Worklist, bounder: Bounder) -> list[Tensor]:
-    """Patches that train together, [q] each: as many as pay.
-
-    As in :func:`~advrepair.core.bounding.chunks`, the chunks follow from the problem alone.
-    """
-    if not len(repaired.bank):
-        return []
-    template, rows = repaired.bank.template, worklist.properties.C.shape[1]
-    boxes = -(-worklist.begun // len(repaired.bank))
-    array = bytes_of_rows(template, rows, boxes)
-    most = max(1, min(_CACHE_BYTES // array, _PATCHES_AT_ONCE, len(repaired.bank)))
-    each = bytes_per_patch(template, rows, boxes)
-    return list(worklist.order.split(fitting(most, each, bounder.memory)))
-
-
-def _train_chunk(
-    patches: Tensor,
-    repaired: RepairedNetwork,
+    bank: PatchBank,
     worklist: Worklist,
     bounder: Bounder,
     refiner: Refiner,
     budget: sections.Training,
     result: Trained,
 ) -> None:
-    """Algorithm 1 for some patches: rounds of training, each followed by refinement."""
-    stack = {name: t[patches].clone() for name, t in repaired.bank.stack.items()}
+    """Train patches until they are proved or the budget ends: Algorithm 1 for all of them.
+
+    Rounds of training, each followed by refinement. Weights go to bank, the account to
+    result; what is settled there is left alone.
+    """
+    patches = (~result.settled).nonzero()[:, 0]
+    if not len(patches):
+        return
+    result.settled[patches] = True
+    stack = {name: t[patches].clone() for name, t in bank.stack.items()}
     aim = torch.full((len(patches),), 2 * budget.margin, dtype=bounder.network.dtype)
     optimiser = OPTIMISERS[budget.optimiser](budget.lr)
     active = _Open(patches, stack, optimiser, aim, worklist.batch(patches, rigorous=False))
     for turn in range(1, max(1, budget.rounds) + 1):
-        _train_round(active, repaired, worklist, bounder, budget, result)
+        _train_round(active, bank, worklist, bounder, budget, result)
         if not len(active.patch):
             return
         if turn < budget.rounds and _refine(active, worklist, bounder, refiner, budget.split):
             active.rows = worklist.batch(active.patch, rigorous=False)
-    repaired.bank.put(active.patch, active.stack)
+    bank.put(active.patch, active.stack)
     if budget.fallback:
         constant, proved = constant_patches(active.patch, worklist, bounder)
-        repaired.bank.put(active.patch[proved], {name: t[proved] for name, t in constant.items()})
+        bank.put(active.patch[proved], {name: t[proved] for name, t in constant.items()})
 
 
 def _train_round(
     active: _Open,
-    repaired: RepairedNetwork,
+    bank: PatchBank,
     worklist: Worklist,
     bounder: Bounder,
     budget: sections.Training,
@@ -136,12 +100,12 @@ def _train_round(
 ) -> None:
     """Algorithm 2: at most ``epochs`` steps; a patch leaves the moment it is proved."""
     for epoch in range(budget.epochs + 1):
-        leaves = _leaves(active.stack, last_layer(repaired.bank.template))
+        leaves = _leaves(active.stack, last_layer(bank.template))
         rows = active.rows
         patch = bounder.patched(leaves, rows)
         margin = _margins(rows, rows.rows + patch)
         factor, ready = _scale(active, patch, margin, budget.scale)
-        stay = ~_leave_proved(active, factor, ready, repaired, worklist, bounder)
+        stay = ~_leave_proved(active, factor, ready, bank, worklist, bounder)
         active.keep(stay)
         if epoch == budget.epochs or not len(active.patch):
             return
@@ -214,7 +178,7 @@ def _leave_proved(
     active: _Open,
     factor: Tensor,
     ready: Tensor,
-    repaired: RepairedNetwork,
+    bank: PatchBank,
     worklist: Worklist,
     bounder: Bounder,
 ) -> Tensor:
@@ -226,12 +190,12 @@ def _leave_proved(
     if not bool(ready.any()):
         return gone
     stack = {name: t[ready] for name, t in active.stack.items()}
-    for name in last_layer(repaired.bank.template):
+    for name in last_layer(bank.template):
         stack[name] = stack[name] * factor[ready].view(-1, *[1] * (stack[name].dim() - 1))
     proof = worklist.batch(active.patch[ready], rigorous=True)
     proved = proved_patches(bounder.margins(stack, proof), proof.group, proof.real)
     gone[ready] = proved
-    repaired.bank.put(active.patch[gone], {name: t[proved] for name, t in stack.items()})
+    bank.put(active.patch[gone], {name: t[proved] for name, t in stack.items()})
     active.aim = torch.where(ready & ~gone, 4 * active.aim + 1e-3, active.aim)
     return gone
 

@@ -41,10 +41,7 @@ def repaired_parts(trained: bool):
     parts = some_parts(verifier=DeepPoly())
     if trained:
         result = Trained.nothing_yet(len(parts.repaired.bank))
-        train(
-            parts.repaired, parts.worklist, parts.bounder, GradientWidth(), Training(), result,
-            lambda patches, split: None,
-        )  # fmt: skip
+        train(parts.bank, parts.worklist, parts.bounder, GradientWidth(), Training(), result)
     return parts
 
 

@@ -5,10 +5,9 @@ import json
 import pytest
 import safetensors.torch
 import torch
-from problems import BYTES, a_network, some_data, some_parts, untold
+from problems import BYTES, a_network, some_data, some_parts, zero_bank
 
 from advrepair.core.artefacts import read_repaired, write_certificate, write_repaired
-from advrepair.core.certification import certify
 from advrepair.core.constant import constant_patches
 from advrepair.core.errors import UsageError
 from advrepair.core.files import (
@@ -16,7 +15,7 @@ from advrepair.core.files import (
     read_tensors,
     write_tensors,
 )
-from advrepair.core.patching import attach
+from advrepair.core.patching import attach, patch_template
 from advrepair.core.registry import Registry
 from advrepair.core.types import Regions, SplitPlan
 from advrepair.plugins.allocators.cosine import Cosine
@@ -44,7 +43,8 @@ def a_repaired(allocator, hidden):
     assignment = TargetedLabel().assign(parts.properties)
     network = a_network()
     regions = Regions(parts.properties.box, assignment.patch)
-    repaired = attach(network, parts.properties, regions, assignment, allocator, hidden, 0)
+    bank = zero_bank(patch_template(network, hidden), len(assignment))
+    repaired = attach(network, parts.properties, regions, assignment, allocator, bank)
     generator = torch.Generator().manual_seed(0)
     stack = repaired.bank.stack
     repaired.bank.put(
@@ -117,7 +117,7 @@ def a_certificate(path, **options):
     parts.worklist.split(SplitPlan(torch.tensor([1]), torch.tensor([2])), parts.bounder)
     stack, _ = constant_patches(torch.arange(6), parts.worklist, parts.bounder)
     parts.repaired.bank.put(torch.tensor([0, 1]), {n: t[:2] for n, t in stack.items()})
-    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
+    found = parts.certificate()
     path.mkdir()
     write_repaired(path / "repaired.safetensors", parts.repaired)
     write_certificate(path, found, parts.properties, parts.repaired)

@@ -18,11 +18,11 @@ from advrepair.core.assessment import (
     refuse_repaired_inputs,
 )
 from advrepair.core.attacking import generalisation_set
-from advrepair.core.constant import constant_bank
+from advrepair.core.constant import constant_patches
 from advrepair.core.data import make_dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.flags import flags
-from advrepair.core.patching import RepairedNetwork, last_layer
+from advrepair.core.patching import PatchBank, RepairedNetwork, last_layer
 from advrepair.core.run_folder import Checkpoint
 from advrepair.core.statistics import Share
 from advrepair.plugins.allocators.none import NoAllocator
@@ -40,7 +40,8 @@ test_data.__test__ = False  # type: ignore[attr-defined]
 def an_assessor(allocator=None, checkpoint=None, stages=None, epsilon=0.1, constant=False):
     parts = some_parts()
     unseen = generalisation_set(parts.repaired.base, parts.problem, Pgd(), 2, 0, lambda n: None)
-    bank, proved = constant_bank(parts.worklist, parts.bounder)
+    stack, proved = constant_patches(torch.arange(6), parts.worklist, parts.bounder)
+    bank = PatchBank(parts.bounder.template, stack)
     r = parts.repaired
     chosen = allocator or NoAllocator()
     model = RepairedNetwork(

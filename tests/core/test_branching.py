@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from problems import a_network, some_parts, the_balls, untold
+from problems import a_network, some_parts, the_balls
 
 from advrepair import checker
 from advrepair.core import artefacts, branching, files
@@ -14,7 +14,6 @@ from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
 from advrepair.core.branching import BranchAndBound, Decision
-from advrepair.core.certification import certify
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network, Operation
 from advrepair.core.patching import patch_template
@@ -125,7 +124,7 @@ def test_every_property_is_decided_and_checked_again(cuts, hidden, attack, tmp_p
     plain.repaired.bank.put(torch.arange(60), parts.repaired.bank.stack)
 
     def state(of):
-        return certify(of.repaired, of.worklist, of.bounder, of.problem, attack, 0, untold)
+        return of.certificate(attack)
 
     found, before = state(parts), state(plain)
     assert undecided(before) and not undecided(found)
@@ -143,7 +142,7 @@ def test_every_property_is_decided_and_checked_again(cuts, hidden, attack, tmp_p
 
 def test_a_counterexample_is_kept_and_can_be_replayed(tmp_path):
     parts = open_parts(Complete(), epsilon=0.15)
-    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
+    found = parts.certificate()
     falsified = [i for i, status in enumerate(found.status) if status is Status.FALSIFIED]
     assert falsified == sorted(found.counterexample) and len(falsified) > 3
     folder = saved(parts, found, tmp_path / "run")
@@ -162,7 +161,7 @@ def test_what_the_deployed_function_does_not_confirm_is_no_counterexample():
     """
     parts = open_parts(Complete(pieces=40), epsilon=0.12)
     honest, asked, calls = parts.repaired.forward, parts.properties, []
-    plain = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
+    plain = parts.certificate()
 
     def moody(x):
         calls.append(len(x))
@@ -172,7 +171,7 @@ def test_what_the_deployed_function_does_not_confirm_is_no_counterexample():
         return 0 * honest(x) - torch.nn.functional.one_hot(label, 4)
 
     parts.repaired.forward = moody
-    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, Pgd(), 0, untold)
+    found = parts.certificate(Pgd())
     assert 1 in calls and found.count(Status.CERTIFIED) == plain.count(Status.CERTIFIED) > 0
     for index, x in found.counterexample.items():
         one = asked[torch.tensor([index])]
@@ -198,9 +197,7 @@ def test_at_level_real_rounding_refutes_nothing():
         verifier = Complete(pieces=20)
         parts = some_parts(problem, network, verifier=verifier, certifier=verifier, level=level)
         for attack in (None, Pgd()):
-            (found[level, constant, attack is None],) = certify(
-                parts.repaired, parts.worklist, parts.bounder, problem, attack, 0, untold
-            ).status
+            (found[level, constant, attack is None],) = parts.certificate(attack).status
     assert found["deployed-float64", -0.5, True] is Status.FALSIFIED  # what it computes is 0
     assert found["deployed-float64", -0.5, False] is Status.FALSIFIED
     assert found["real", -0.5, True] is found["real", -0.5, False] is Status.UNKNOWN
@@ -250,7 +247,7 @@ def test_the_memory_is_not_exceeded():
 def test_the_decision_does_not_depend_on_how_many_are_cut_together(at_once, monkeypatch):
     monkeypatch.setattr(branching, "_AT_ONCE", at_once)
     parts = open_parts(Complete(cuts="relus"), epsilon=0.12)
-    found = certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, None, 0, untold)
+    found = parts.certificate()
     assert not undecided(found)
 
 

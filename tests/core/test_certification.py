@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from problems import a_network, a_problem, some_data, some_parts, the_balls, untold
 
-from advrepair.core import training
 from advrepair.core.attacking import Problem
 from advrepair.core.box import Box
-from advrepair.core.certification import are_constant, certify, prove
 from advrepair.core.constant import constant_patches as constants
 from advrepair.core.errors import SoundnessError
 from advrepair.core.layout import Layout, SplitTree, routed
+from advrepair.core.solving import are_constant, prove
 from advrepair.core.types import LinearBound, PropertySet, Regions, SplitPlan, Status
 from advrepair.plugins.attacks.pgd import Pgd
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
@@ -24,7 +23,7 @@ from advrepair.plugins.verifiers.deeppoly import DeepPoly
 
 def state(parts, attack=None, told=None):
     stage = untold if told is None else lambda name, total: nullcontext(told.append)
-    return certify(parts.repaired, parts.worklist, parts.bounder, parts.problem, attack, 0, stage)
+    return parts.certificate(attack, stage=stage)
 
 
 def mend(parts, *which):
@@ -132,19 +131,17 @@ def test_a_property_is_as_good_as_its_worst_piece():
     found = state(parts)
     assert len(found.proof.margin) == 9
     for i in range(6):
-        own = found.proof.margin[parts.worklist.owner == i]
+        own = found.proof.margin[found.proof.owner == i]
         assert found.margin[i] == own.min()
     assert found.status == (Status.CERTIFIED,) * 6
 
 
-@pytest.mark.parametrize("at_once", [1, 64])
-def test_margins_of_pieces_do_not_depend_on_chunks(at_once, monkeypatch):
-    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", at_once)
+def test_margins_of_pieces_are_those_of_their_patches():
     parts = some_parts(hidden=(4,))
     parts.worklist.split(SplitPlan(torch.tensor([3]), torch.tensor([0])), parts.bounder)
-    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin
+    margin, _ = prove(parts.bank, parts.worklist, parts.bounder)
     for piece in range(7):
-        patch = parts.worklist.serving()[piece][None]
+        patch = parts.worklist.patch[piece][None]
         batch = parts.worklist.batch(patch, rigorous=True)
         stack = {name: t[patch] for name, t in parts.repaired.bank.stack.items()}
         slot = parts.worklist.pieces_of(patch)[0].tolist().index(piece)
@@ -190,9 +187,9 @@ def test_nan_proves_nothing(monkeypatch):
 
 def test_a_patch_that_adds_nothing_is_not_called_constant():
     parts = some_parts(hidden=(4,))
-    assert are_constant(parts.repaired).tolist() == [False] * 6
+    assert are_constant(parts.bank).tolist() == [False] * 6
     mend(parts, 2, 3)
-    assert are_constant(parts.repaired).nonzero()[:, 0].tolist() == [2, 3]
+    assert are_constant(parts.bank).nonzero()[:, 0].tolist() == [2, 3]
 
 
 def with_constant(parts, value):
@@ -211,7 +208,7 @@ def test_a_constant_that_swallows_the_logits_is_certified_for_real_numbers_only(
     level = {}
     for name in ("real", "deployed-float32"):
         safe = some_parts(Problem(every, x, torch.arange(30)), network, level=name)
-        assert (prove(safe.repaired, safe.worklist, safe.bounder).margin > 0).sum() > 20
+        assert (safe.proof().margin > 0).sum() > 20
         problem = Problem(every[torch.arange(6)], x[:6], torch.arange(6))
         parts = with_constant(some_parts(problem, network, level=name), torch.full((4,), 1e8))
         level[name] = state(parts)

@@ -8,7 +8,7 @@ import pytest
 from advrepair.core.config import as_layer, parse_setting, read_toml, resolve, to_toml
 from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.hookspecs import hookimpl
-from advrepair.core.interfaces import Allocator, Attack, Indicator, Refiner, Verifier
+from advrepair.core.interfaces import Allocator, Attack, Executor, Indicator, Refiner, Verifier
 from advrepair.core.options import describe, option
 from advrepair.core.registry import Registry
 from advrepair.core.sections import PRESETS, SECTIONS, Patch, Problem, Run, Training
@@ -99,6 +99,15 @@ class Pgd(Attack):
     def perturb(self, model, properties, start, generator): ...
 
 
+@attrs.frozen
+class Here(Executor):
+    """Here."""
+
+    name: ClassVar[str] = "in-process"
+
+    def map(self, function, items): ...
+
+
 def _module(name, *classes):
     module = ModuleType(name)
 
@@ -116,7 +125,7 @@ class Broken(Refiner):
 
 @pytest.fixture(scope="module")
 def registry():
-    fakes = _module("fakes", Exact, Loose, Guided, Cosine, NoAllocator, NoRefiner, Width, Pgd)
+    fakes = _module("fakes", Exact, Loose, Guided, Cosine, NoAllocator, NoRefiner, Width, Pgd, Here)
     return Registry(fakes, _module("bad", Broken))
 
 

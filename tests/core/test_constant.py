@@ -11,7 +11,7 @@ from problems import Mixed, a_network, a_problem, some_data, some_parts, the_bal
 
 from advrepair.core import bounding
 from advrepair.core.attacking import Problem
-from advrepair.core.constant import constant_bank, constant_patches, proved_patches
+from advrepair.core.constant import constant_patches, proved_patches
 from advrepair.core.patching import PatchBank, RepairedNetwork
 from advrepair.core.types import LinearBound
 from advrepair.plugins.indicators.untargeted_label import UntargetedLabel
@@ -135,8 +135,9 @@ def test_without_a_finite_bound_nothing_is_proved(worth, monkeypatch):
 
 def test_the_baseline_is_a_repair_of_everything():
     parts = some_parts(hidden=(5,))
-    bank, proved = constant_bank(parts.worklist, parts.bounder)
-    assert proved.all() and isinstance(bank, PatchBank)
+    stack, proved = constant_patches(torch.arange(6), parts.worklist, parts.bounder)
+    bank = PatchBank(parts.bounder.template, stack)
+    assert proved.all()
     old = parts.repaired
     trivial = RepairedNetwork(
         old.base, bank, old.regions, old.assignment, old.centres, old.allocator
@@ -148,10 +149,10 @@ def test_the_baseline_is_a_repair_of_everything():
 
 def test_the_baseline_does_not_depend_on_memory(monkeypatch):
     parts = some_parts()
-    whole, _ = constant_bank(parts.worklist, parts.bounder)
+    whole, _ = constant_patches(torch.arange(6), parts.worklist, parts.bounder)
     monkeypatch.setattr(bounding, "_CACHE_BYTES", 1)
-    apart, _ = constant_bank(parts.worklist, parts.bounder)
-    assert all(torch.equal(t, apart.stack[name]) for name, t in whole.stack.items())
+    apart, _ = constant_patches(torch.arange(6), parts.worklist, parts.bounder)
+    assert all(torch.equal(t, apart[name]) for name, t in whole.items())
 
 
 def test_every_piece_of_a_patch_must_be_proved():

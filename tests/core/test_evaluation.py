@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from problems import a_network, a_problem, some_data
+from problems import a_network, a_problem, some_data, zero_bank
 from torch import nn
 
 from advrepair.core import evaluation
 from advrepair.core.attacking import generalisation_set
 from advrepair.core.data import make_dataset
 from advrepair.core.evaluation import accuracy, rates, routing
-from advrepair.core.patching import attach
+from advrepair.core.patching import attach, patch_template
 from advrepair.core.types import Regions
 from advrepair.plugins.allocators.cosine import Cosine
 from advrepair.plugins.allocators.label_pair import LabelPair
@@ -89,9 +89,9 @@ def test_routing_counts_what_the_allocator_alone_would_send_right(allocator):
     network, problem = a_network(), a_problem()
     properties = problem.properties
     assignment = UntargetedLabel().assign(properties)
-    repaired = attach(
-        network, properties, Regions(properties.box, assignment.patch), assignment, allocator, (), 0
-    )
+    bank = zero_bank(patch_template(network, ()), len(assignment))
+    regions = Regions(properties.box, assignment.patch)
+    repaired = attach(network, properties, regions, assignment, allocator, bank)
     found = routing(repaired, problem)
     for name, x in (("clean", properties.center), ("adversarial", problem.x_adv)):
         gates = allocator.allocate(x, network(x), repaired.centres)

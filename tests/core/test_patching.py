@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import zero_bank
 
 from advrepair.core import patching
 from advrepair.core.patching import (
@@ -42,7 +43,8 @@ def repaired_network(hidden=(4,), allocator=None, epsilon=0.05, centres=None):
     assignment = Assignment(torch.arange(len(x)), properties.names)
     regions = Regions(properties.box, assignment.patch)
     chosen = allocator or NoAllocator()
-    repaired = attach(network, properties, regions, assignment, chosen, hidden, 0)
+    bank = zero_bank(patch_template(network, hidden), len(x))
+    repaired = attach(network, properties, regions, assignment, chosen, bank)
     steps = torch.arange(1.0, len(x) + 1)[:, None].expand(-1, 3)
     repaired.bank.put(torch.arange(len(x)), constant_stack(repaired.bank.template, steps))
     return repaired

@@ -165,7 +165,7 @@ def proposed(rows, samples=50):
     with torch.no_grad():
         known = Decisions(network(x), largest)
     result = Trained.nothing_yet(len(parts.repaired.bank))
-    propose(parts.repaired, parts.worklist, parts.bounder, (x, known), result)
+    propose(parts.bank, parts.worklist, parts.bounder, (x, known), result)
     return parts, result
 
 
@@ -195,5 +195,5 @@ def test_patches_of_labels_are_left_to_the_training():
     result = Trained.nothing_yet(len(parts.repaired.bank))
     x = parts.properties.center
     known = Decisions(parts.repaired.base(x), largest)
-    propose(parts.repaired, parts.worklist, parts.bounder, (x, known), result)
+    propose(parts.bank, parts.worklist, parts.bounder, (x, known), result)
     assert not bool(result.settled.any())

@@ -13,7 +13,8 @@ from advrepair.core.patching import patch_template
 from advrepair.core.properties import robustness
 from advrepair.core.refinement import Worklist
 from advrepair.core.rounding import Rounding
-from advrepair.core.types import Assignment, SplitPlan
+from advrepair.core.shards import Shard
+from advrepair.core.types import SplitPlan
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.interval import Interval
 from advrepair.testing.networks import fully_connected
@@ -29,10 +30,9 @@ def start(seed=0, count=3, patch=None, verifier=None, level="deployed-float32"):
     bounder = Bounder(network, template, verifier or DeepPoly(), DeepPoly(), Rounding(level), 2**30)
     patch = list(range(count)) if patch is None else patch
     names = tuple(f"patch {i}" for i in range(max(patch) + 1))
-    assignment = Assignment(torch.tensor(patch), names)
-    worklist = Worklist.start(properties, bounder)
-    worklist.serve(assignment, bounder)
-    return worklist, bounder
+    every = torch.arange(count)
+    shard = Shard(properties, properties.box, every, torch.tensor(patch), names)
+    return Worklist.start(shard, bounder), bounder
 
 
 def random_plan(worklist, generator):

@@ -5,13 +5,11 @@ import json
 import pytest
 import torch
 from attrs import evolve
-from problems import a_registry, some_parts, untold
+from problems import a_registry, some_parts
 
-from advrepair.core.certification import certify
 from advrepair.core.config import resolve
 from advrepair.core.evaluating import Measured
 from advrepair.core.reporting import METRICS, report
-from advrepair.core.training import Trained
 from advrepair.core.types import Status
 from advrepair.plugins.attacks.pgd import Pgd
 
@@ -21,21 +19,17 @@ SECONDS = {"attack": 1.0, "bounds": 2.0, "training": 3.0}
 
 def a_report(metrics=RATES, baseline=None, status=None, constant=None, hidden=(), **plan):
     parts = some_parts(hidden=hidden)
-    certificate = certify(
-        parts.repaired, parts.worklist, parts.bounder, parts.problem, Pgd(), 0, untold
-    )
+    certificate = parts.certificate(Pgd())
     if status is not None:
         certificate = evolve(certificate, status=status)
     if constant is not None:
         certificate = evolve(certificate, constant=torch.tensor(constant))
-    trained = Trained(torch.tensor([1, 2, 3, 0, 0, 0]), torch.ones(6, dtype=torch.bool))
+    epochs = torch.tensor([1, 2, 3, 0, 0, 0])
     layer = {"problem": {"data": "d.npz", "network": "nets/a.onnx"}, "plan": plan}
     configuration = resolve(a_registry(), [layer])
     routing = {"clean": 1.0, "adversarial": 0.25}
     found = Measured(metrics, baseline or {}, routing, None, {})
-    return report(
-        parts.repaired, parts.problem, certificate, trained, found, configuration, SECONDS
-    )
+    return report(parts.repaired, parts.problem, certificate, epochs, found, configuration, SECONDS)
 
 
 def test_every_key_of_the_promise():

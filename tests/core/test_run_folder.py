@@ -99,13 +99,13 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
 
 def test_checkpoints(tmp_path):
     kept = Checkpoint(tmp_path)
-    assert kept.load("a") is None and kept.names("patches") == []
+    assert kept.load("a") is None
     kept.save("patches-2", {"x": torch.ones(1)})
     kept.save("patches-10", {"x": torch.zeros(1)})
     kept.save("other", {"y": torch.ones(2)})
-    assert kept.names("patches") == ["patches-10", "patches-2"]
     assert kept.load("patches-10")["x"].tolist() == [0]
     (tmp_path / "run.toml").write_text("")
+    (tmp_path / "repaired.safetensors.tmp").write_text("left by a run that was killed")
     kept.clear()
     assert entries(tmp_path) == ["run.toml"]
 
@@ -136,7 +136,7 @@ def test_what_is_resumed_survives_an_error(folder):
     again = Folder(folder.path)
     assert again.claim("a = 1\n", MANIFEST, force=False, resume=True) is False
     again.discard()
-    assert Checkpoint(folder.partial).names("x") == ["x"]
+    assert Checkpoint(folder.partial).load("x") is not None
     folder.discard()
     assert not folder.partial.exists()
 

@@ -8,7 +8,9 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
+from advrepair.core.covering import cover
 from advrepair.core.patching import patch_template
 from advrepair.core.preserving import Decisions
 from advrepair.core.properties import demands
@@ -17,6 +19,7 @@ from advrepair.core.rounding import Rounding
 from advrepair.core.screening import Screen
 from advrepair.core.sections import Screening
 from advrepair.core.types import worst_margin
+from advrepair.plugins.indicators.property_guided import PropertyGuided
 from advrepair.plugins.refiners.gradient_width import GradientWidth
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.zonotope import Zonotope
@@ -123,14 +126,25 @@ def test_what_was_cut_goes_on_into_the_worklist(seed, certifier, groups):
     network, asked = a_problem(seed, groups=groups)
     screen = a_screen(network, asked, certifier)
     pieces = screen.run(torch.arange(len(asked)))
-    kept = Worklist.start(asked, screen.bounder, pieces)
-    again = Worklist.start(asked, screen.bounder, evolve(pieces, proof=None))
-    torch.testing.assert_close(kept.own_margin(), again.own_margin(), rtol=1e-9, atol=1e-9)
-    assert kept.slope.shape == again.slope.shape == (len(pieces.tree.owner), network.units)
-    assert torch.equal(kept.slope, again.slope)
-    least = kept.margin()
-    for i in range(len(asked)):
-        assert float(least[i]) == float(kept.own_margin()[kept.owner == i].min())
+    problem = Problem(asked, asked.center, torch.full((len(asked),), -1))
+    indicator, of = PropertyGuided(), screen.bounder
+    kept = cover(evolve(problem, pieces=pieces), of, indicator, False)
+    again = cover(evolve(problem, pieces=evolve(pieces, proof=None)), of, indicator, False)
+    whole = torch.tensor(pieces.tree.parent)[pieces.node] < 0
+    mine = ~whole.new_zeros(len(kept.owner)).index_fill(0, whole.nonzero()[:, 0], True)
+    mine &= ~kept.shared  # those are asked about with their shards
+    torch.testing.assert_close(kept.own[mine], again.own[mine], rtol=1e-9, atol=1e-9)
+    assert kept.slope.shape == again.slope.shape == (len(kept.tree.owner), network.units)
+    assert torch.equal(kept.slope[pieces.node[~whole]], again.slope[pieces.node[~whole]])
+    apart = kept.shards(of.template)
+    for place, shard in enumerate(apart):
+        worklist = Worklist.start(shard, of)
+        fresh = Worklist.start(evolve(shard, proof=None), of)
+        own = worklist.own_margin()
+        torch.testing.assert_close(own, fresh.own_margin(), rtol=1e-9, atol=1e-9)
+        known = ~kept.shared[apart.pieces[place]]
+        assert torch.equal(own[known], kept.own[apart.pieces[place]][known])
+        assert torch.equal(worklist.slope, fresh.slope)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 17])

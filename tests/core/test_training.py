@@ -7,11 +7,11 @@ import torch
 from attrs import evolve, frozen
 from problems import Mixed, Parts, a_network, a_problem, some_data, some_parts, the_balls
 
-from advrepair.core import sections, training
+from advrepair.core import sections
 from advrepair.core.attacking import Problem
-from advrepair.core.certification import are_constant, prove
 from advrepair.core.interfaces import Refiner
-from advrepair.core.training import Trained, patch_chunks, train
+from advrepair.core.solving import are_constant, prove
+from advrepair.core.training import Trained, train
 from advrepair.core.types import LinearBound, SplitPlan
 from advrepair.plugins.refiners.gradient_width import GradientWidth
 from advrepair.plugins.refiners.none import NoRefiner
@@ -37,23 +37,15 @@ class Vague(DeepPoly):
 def run(parts: Parts, settled=(), refiner=None, **budget):
     result = Trained.nothing_yet(len(parts.repaired.bank))
     result.settled[list(settled)] = True
-    told = []
-    train(
-        parts.repaired,
-        parts.worklist,
-        parts.bounder,
-        refiner or NoRefiner(),
-        sections.Training(**budget),
-        result,
-        lambda patches, split: told.append((sorted(patches.tolist()), split)),
-    )
-    return result, told
+    budget = sections.Training(**budget)
+    train(parts.bank, parts.worklist, parts.bounder, refiner or NoRefiner(), budget, result)
+    return result
 
 
 def proved(parts):
-    margin = prove(parts.repaired, parts.worklist, parts.bounder).margin
+    margin, _ = prove(parts.bank, parts.worklist, parts.bounder)
     least = torch.full((len(parts.repaired.bank),), torch.inf, dtype=torch.float64)
-    return least.scatter_reduce(0, parts.worklist.serving(), margin, "amin") > 0
+    return least.scatter_reduce(0, parts.worklist.patch, margin, "amin") > 0
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (6, 4)])
@@ -61,11 +53,11 @@ def proved(parts):
 def test_it_ends_with_the_proof(hidden, optimiser):
     parts = some_parts(hidden=hidden)
     assert parts.properties.violated(parts.repaired(parts.problem.x_adv)).all()
-    result, told = run(parts, optimiser=optimiser, lr=1.0 if optimiser == "polyak" else 0.05)
-    assert proved(parts).all() and not are_constant(parts.repaired).any()
+    result = run(parts, optimiser=optimiser, lr=1.0 if optimiser == "polyak" else 0.05)
+    assert proved(parts).all() and not are_constant(parts.bank).any()
     assert not parts.properties.violated(parts.repaired(parts.problem.x_adv)).any()
     assert (result.epochs > 0).all() and (result.epochs < 10 * 25).all()
-    assert result.settled.all() and told == [(list(range(6)), False)]
+    assert result.settled.all() and len(parts.worklist.owner) == 6
 
 
 def test_what_needs_no_repair_gets_none():
@@ -73,17 +65,16 @@ def test_what_needs_no_repair_gets_none():
     x, y = some_data(30, network)
     sure = network(x).topk(2, dim=1).values.diff(dim=1)[:, 0].argsort()[:2]
     parts = some_parts(Problem(the_balls(network, x[sure], y[sure], 1e-3), x[sure], sure), network)
-    result, _ = run(parts)
+    result = run(parts)
     assert result.epochs.tolist() == [0, 0] and proved(parts).all()
     assert not any(t.any() for t in parts.repaired.bank.stack.values())
 
 
-def test_what_is_settled_is_left_alone(monkeypatch):
-    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", 1)
+def test_what_is_settled_is_left_alone():
     parts = some_parts(hidden=(5,))
     before = {name: t.clone() for name, t in parts.repaired.bank.stack.items()}
-    result, told = run(parts, settled=[4, 1])
-    assert result.settled.all() and sorted(told) == [([i], False) for i in (0, 2, 3, 5)]
+    result = run(parts, settled=[4, 1])
+    assert result.settled.all()
     assert not result.epochs[[1, 4]].any() and result.epochs[[0, 2, 3, 5]].all()
     for name, t in parts.repaired.bank.stack.items():
         assert torch.equal(t[[1, 4]], before[name][[1, 4]])
@@ -91,24 +82,22 @@ def test_what_is_settled_is_left_alone(monkeypatch):
 
 def test_when_all_is_settled_nothing_is_done():
     parts = some_parts()
-    _, told = run(parts, settled=range(6))
-    assert told == [] and not any(t.any() for t in parts.repaired.bank.stack.values())
+    run(parts, settled=range(6))
+    assert not any(t.any() for t in parts.repaired.bank.stack.values())
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_chunks_change_no_weight(at_once, monkeypatch):
+def test_what_trains_beside_it_changes_no_weight():
     whole, apart = some_parts(hidden=(5,)), some_parts(hidden=(5,))
     run(whole)
-    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", at_once)
-    _, told = run(apart)
-    assert [len(patches) for patches, _ in told] == ([1] * 6 if at_once == 1 else [4, 2])
+    for i in range(6):
+        run(apart, settled=[j for j in range(6) if j != i])
     for name, t in whole.repaired.bank.stack.items():
         assert torch.equal(t, apart.repaired.bank.stack[name])
 
 
 def test_the_budget_is_kept():
     parts = some_parts(indicator=Mixed(), problem=a_problem(count=9, epsilon=0.3))
-    result, _ = run(parts, epochs=3, rounds=4, fallback=False)
+    result = run(parts, epochs=3, rounds=4, fallback=False)
     good = proved(parts)
     assert not good.all() and result.settled.all()
     assert (result.epochs[~good] == 12).all() and (result.epochs[good] <= 12).all()
@@ -117,9 +106,9 @@ def test_the_budget_is_kept():
 @pytest.mark.parametrize("fallback", [True, False])
 def test_what_is_not_proved_falls_back_to_a_constant(fallback):
     parts = some_parts(verifier=Vague())
-    result, _ = run(parts, epochs=2, rounds=1, fallback=fallback)
+    result = run(parts, epochs=2, rounds=1, fallback=fallback)
     assert result.epochs.tolist() == [2] * 6
-    assert torch.equal(are_constant(parts.repaired), torch.full((6,), fallback))
+    assert torch.equal(are_constant(parts.bank), torch.full((6,), fallback))
     assert proved(parts).all() if fallback else not proved(parts).any()
     hits = parts.properties.violated(parts.repaired(parts.problem.x_adv))
     assert not hits.any() or not fallback
@@ -131,7 +120,7 @@ def test_a_constant_that_is_not_proved_does_not_replace_what_was_trained():
     run(parts, epochs=2, rounds=1, fallback=True)
     run(plain, epochs=2, rounds=1, fallback=False)
     assert not proved(parts).all()
-    kept = ~are_constant(parts.repaired)
+    kept = ~are_constant(parts.bank)
     for name, t in parts.repaired.bank.stack.items():
         assert torch.equal(t[kept], plain.repaired.bank.stack[name][kept])
 
@@ -175,8 +164,8 @@ class Counting(Refiner):
 def test_refiners_are_asked_for_each_open_patch_after_every_round_but_the_last():
     Counting.asked.clear()
     parts = some_parts(verifier=Vague())
-    _, told = run(parts, refiner=Counting(), epochs=1, rounds=4, split=2, fallback=False)
-    assert len(Counting.asked) == 3 * 6 and told == [(list(range(6)), True)]
+    run(parts, refiner=Counting(), epochs=1, rounds=4, split=2, fallback=False)
+    assert len(Counting.asked) == 3 * 6
     assert {budget for *_, budget in Counting.asked} == {2}
     pieces = [len(box) for box, *_ in Counting.asked[::6]]
     assert pieces == [1, 2, 4]  # padding is not shown
@@ -228,28 +217,6 @@ def test_a_refiner_is_told_where_the_loss_rises():
     assert not slope[margin > 0].any()
 
 
-@pytest.mark.parametrize("at_once", [1, 64])
-def test_patch_chunks_cover_all_patches(at_once, monkeypatch):
-    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", at_once)
-    parts = some_parts()
-    chunks = patch_chunks(parts.repaired, parts.worklist, parts.bounder)
-    assert sorted(torch.cat(chunks).tolist()) == list(range(6))
-    assert len(chunks) == (6 if at_once == 1 else 1)
-
-
-def test_patch_chunks_do_not_follow_the_order_of_the_data(monkeypatch):
-    monkeypatch.setattr(training, "_PATCHES_AT_ONCE", 1)
-    problem = a_problem()
-    order = torch.tensor([3, 5, 0, 1, 4, 2])
-    turned = Problem(problem.properties[order], problem.x_adv[order], problem.row[order])
-    found = []
-    for each in (problem, turned):
-        parts = some_parts(each)
-        chunks = patch_chunks(parts.repaired, parts.worklist, parts.bounder)
-        found.append([each.properties.names[int(chunk)] for chunk in chunks])
-    assert found[0] == found[1]
-
-
 @pytest.mark.parametrize("hidden", [(), (6,)])
 def test_a_group_of_several_rows_is_trained_to_a_proof(hidden):
     """'Output k is not the largest': one group, and one of its rows is enough."""
@@ -263,6 +230,6 @@ def test_a_group_of_several_rows_is_trained_to_a_proof(hidden):
     parts = some_parts(Problem(never, problem.x_adv, problem.row), hidden=hidden)
     assert bool(never.violated(parts.repaired(problem.x_adv)).any())
     run(parts)
-    assert (prove(parts.repaired, parts.worklist, parts.bounder).margin > 0).all()
-    assert not bool(are_constant(parts.repaired).any())
+    assert (parts.proof().margin > 0).all()
+    assert not bool(are_constant(parts.bank).any())
     assert not bool(never.violated(parts.repaired(problem.x_adv)).any())

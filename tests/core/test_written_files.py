@@ -1,14 +1,13 @@
 """Files written whole or not at all."""
 
 import json
-from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 
 from advrepair.core.errors import UsageError
 from advrepair.core.files import (
+    Blocks,
     read_json,
     read_tensors,
     write_json,
@@ -17,7 +16,7 @@ from advrepair.core.files import (
 )
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"b": 1, "a": [2]})
     assert path.read_text() == '{\n "a": [\n  2\n ],\n "b": 1\n}\n'
@@ -27,16 +26,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         write_text(path, "\udcff")
     assert json.loads(path.read_text()) == {"b": 1, "a": [2]}
 
-    def broken(tensors, file, metadata):
-        Path(file).write_bytes(b"half")
+    def broken():
+        yield torch.zeros(1)
         raise OSError("disk full")
 
     write_tensors(tmp_path / "t", {"x": torch.ones(2)}, {})
-    monkeypatch.setattr(safetensors.torch, "save_file", broken)
     with pytest.raises(OSError, match="disk full"):
-        write_tensors(tmp_path / "t", {"x": torch.zeros(2)}, {})
-    monkeypatch.undo()
+        write_tensors(tmp_path / "t", {"x": Blocks(torch.float32, (2,), broken)}, {})
+    with pytest.raises(ValueError, match="not the size that was announced"):
+        short = Blocks(torch.float32, (2,), lambda: iter([torch.zeros(1)]))
+        write_tensors(tmp_path / "t", {"x": short}, {})
     assert read_tensors(tmp_path / "t")[0]["x"].tolist() == [1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "t"]
 
 
 def test_tensors_and_header_come_back(tmp_path):

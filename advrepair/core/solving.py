@@ -1,0 +1,125 @@
+"""What is done with a shard: N's rows, training, and the proof of the stored patches."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch
+from attrs import define
+from torch import Tensor
+
+from advrepair.core.bounding import Bounder
+from advrepair.core.constant import constant_patches
+from advrepair.core.covering import modest
+from advrepair.core.files import versions
+from advrepair.core.interfaces import Refiner
+from advrepair.core.options import values
+from advrepair.core.patching import PatchBank, initial_stack, last_layer
+from advrepair.core.preserving import Decisions, propose
+from advrepair.core.refinement import Worklist
+from advrepair.core.sections import Training
+from advrepair.core.shards import Outcome, Shard
+from advrepair.core.training import Trained, train
+from advrepair.core.types import worst_margin
+
+
+@define(eq=False)
+class Solver:
+    """Solves shards, one at a time. It can be pickled, and solves the same way elsewhere.
+
+    samples: for patches whose properties have no labels, inputs that N is right on, and what
+    it decides there.
+    """
+
+    bounder: Bounder
+    refiner: Refiner
+    training: Training
+    seed: int
+    samples: tuple[Tensor, Decisions] | None = None
+
+    def settings(self) -> str:
+        """All that an outcome depends on beside its shard, as text."""
+        bounder = self.bounder
+        known: dict[str, Any] = {
+            "network": bounder.network.digest(),
+            "patch": bounder.template.structure(),
+            "components": [
+                [each.name, type(each).__module__, values(each)]
+                for each in (bounder.verifier, bounder.certifier, self.refiner)
+            ],
+            "level": bounder.rounding.level,
+            "training": values(self.training),
+            "seed": self.seed,
+            "versions": versions("advrepair", "torch"),
+        }
+        return json.dumps(known, sort_keys=True)
+
+    def __call__(self, shard: Shard) -> Outcome:
+        """Train the patches of a shard, and state what is proved about them.
+
+        On one thread: the last bits may depend on how many there are.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._solve(shard)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _solve(self, shard: Shard) -> Outcome:
+        bounder, count = self.bounder, len(shard.identifiers)
+        template, clock = bounder.template, [time.thread_time()]
+        worklist = Worklist.start(shard, bounder)
+        own = worklist.own_margin()
+        clock.append(time.thread_time())
+        bank = PatchBank(template, initial_stack(template, shard.identifiers, self.seed))
+        trained = Trained.nothing_yet(count)
+        if self.samples is not None:
+            propose(bank, worklist, bounder, self.samples, trained)
+        train(bank, worklist, bounder, self.refiner, self.training, trained)
+        clock.append(time.thread_time())
+        margin, patch_slope = prove(bank, worklist, bounder)
+        clock.append(time.thread_time())
+        constant, held = constant_patches(torch.arange(count), worklist, bounder)
+        value = torch.where(held[:, None], constant[last_layer(template)[1]], 0.0)
+        clock.append(time.thread_time())
+        return Outcome(
+            stack=bank.stack,
+            epochs=trained.epochs,
+            flat=are_constant(bank),
+            own=own,
+            constant=value,
+            held=held,
+            tree=worklist.tree,
+            slope=worklist.slope,
+            node=worklist.node,
+            margin=margin,
+            patch_slope=patch_slope,
+            cpu=torch.tensor(clock, dtype=torch.float64).diff(),
+        )
+
+
+def prove(bank: PatchBank, worklist: Worklist, bounder: Bounder) -> tuple[Tensor, Tensor]:
+    """Rigorous margins of every piece with the stored patches, [w], and slopes, uint8 [w,U].
+
+    Sound: the rows of N and of the patch are rigorous bounds on the piece, and so is their
+    least sum (:meth:`~advrepair.core.bounding.Bounder.least`). A margin <= 0 or NaN proves
+    nothing.
+    """
+    every = torch.arange(len(bank))
+    batch = worklist.batch(every, rigorous=True)
+    least, used = bounder.proofs(bank.stack, batch)
+    real, pieces = batch.real.flatten(), torch.cat(worklist.pieces_of(every))
+    margin = torch.full((len(pieces),), -torch.inf, dtype=torch.float64)
+    slope = torch.zeros(len(pieces), bounder.template.units, dtype=torch.uint8)
+    margin[pieces] = worst_margin(least, batch.group)[real]
+    slope[pieces] = used[real]
+    return modest(margin, worklist.proof.spare()) if worklist.modest else margin, slope
+
+
+def are_constant(bank: PatchBank) -> Tensor:
+    """Patches that add the same non-zero numbers to every input, bool [Q]."""
+    weight, bias = (bank.stack[name] for name in last_layer(bank.template))
+    return (weight == 0).flatten(1).all(1) & (bias != 0).any(1)
