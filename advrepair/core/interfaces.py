@@ -10,17 +10,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
-from torch import Tensor, nn
-
-from advrepair.core.box import Box
-from advrepair.core.branches import Branch, BranchBound
 from advrepair.core.errors import UsageError
-from advrepair.core.graph import Network
-from advrepair.core.rounding import Rounding
-from advrepair.core.types import Assignment, Centres, LinearBound, PropertySet, SplitPlan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from advrepair.core.box import Box
+    from advrepair.core.branches import Branch, BranchBound
+    from advrepair.core.graph import Network
+    from advrepair.core.rounding import Rounding
+    from advrepair.core.row_wise import RowWise as RowWise
+    from advrepair.core.row_wise import of_rows as of_rows
+    from advrepair.core.types import Assignment, Centres, LinearBound, PropertySet, SplitPlan
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import on first use: a component is declared without torch."""
+        if name in ("RowWise", "of_rows"):
+            from advrepair.core import row_wise
+
+            return getattr(row_wise, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class Component(ABC):
@@ -169,19 +182,6 @@ class Allocator(Component):
     def most(self, centres: Centres) -> int:
         """How many patches one query can get at most; a small number makes exports fast."""
         return centres.patches
-
-
-class RowWise(nn.Module, ABC):
-    """A model whose rows are different functions, as when each row's route is fixed."""
-
-    @abstractmethod
-    def of_rows(self, index: Tensor) -> nn.Module:
-        """The model of some of its rows, [n]."""
-
-
-def of_rows(model: nn.Module, index: Tensor) -> nn.Module:
-    """A model as it is for some of the rows, [n]: the same one, unless it is row-wise."""
-    return model.of_rows(index) if isinstance(model, RowWise) else model
 
 
 class Attack(Component):
