@@ -1,6 +1,7 @@
 """The benchmarks compute what they say they compute, and see what they look for."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -15,7 +16,7 @@ from advrepair.core.patching import PatchBank, patch_template
 from advrepair.testing.networks import NETWORKS, Sketch, fully_connected
 
 pytest.importorskip("onnxruntime")
-from benchmarks import certificates, edits, evaluations, exploits, onnx_graph, tampering
+from benchmarks import certificates, edits, evaluations, exploits, onnx_graph, startup, tampering
 from benchmarks.contents import Content
 
 LEVELS = sorted(onnx_graph.LEVELS)
@@ -228,3 +229,16 @@ def test_every_edit_can_be_made_and_changes_something(edit, folder):
         changed += repr(content) != repr(source)
     # A certificate need not speak about single ReLUs.
     assert changed or edit is edits.multipliers
+
+
+def test_every_start_is_timed(monkeypatch, capsys):
+    assert exit_code(monkeypatch, startup, "--starts", 1) is None
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == len(startup.COMMANDS)
+    for row, (command, (_, target)) in zip(rows, startup.COMMANDS.items(), strict=True):
+        assert row.startswith(command) and (f"target {target} s" in row) == (target is not None)
+
+
+def test_a_command_that_fails_is_not_timed():
+    with pytest.raises(subprocess.CalledProcessError):
+        startup.seconds(["-m", "advrepair", "plugins", "nonsense"], 1)

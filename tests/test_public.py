@@ -24,6 +24,7 @@ ORDER = [
     "graph",
     "operators",
     "onnx_writer",
+    "row_wise",
     "interfaces",
     "hookspecs",
     "registry",
@@ -164,9 +165,20 @@ def test_the_version_is_that_of_the_distribution():
 def test_importing_it_does_not_wait_for_torch():
     code = (
         "import sys, advrepair; advrepair.UsageError;"
+        "from advrepair import Allocator, Attack, CompleteVerifier, Indicator, Refiner;"
+        "from advrepair import hookimpl, option;"
         "heavy = {'torch', 'numpy', 'onnx'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_what_attacks_get_is_on_the_page_of_plugin_authors():
+    from advrepair.core import interfaces, row_wise
+
+    assert interfaces.of_rows is row_wise.of_rows
+    assert interfaces.RowWise is row_wise.RowWise
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = interfaces.nonsense
 
 
 def test_the_order_names_every_module_of_the_core():

@@ -10,17 +10,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-import torch
-from torch import Tensor, nn
-
-from advrepair.core.box import Box
-from advrepair.core.branches import Branch, BranchBound
 from advrepair.core.errors import UsageError
-from advrepair.core.graph import Network
-from advrepair.core.rounding import Rounding
-from advrepair.core.types import Assignment, Centres, LinearBound, PropertySet, SplitPlan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from advrepair.core.box import Box
+    from advrepair.core.branches import Branch, BranchBound
+    from advrepair.core.graph import Network
+    from advrepair.core.rounding import Rounding
+    from advrepair.core.row_wise import RowWise as RowWise
+    from advrepair.core.row_wise import of_rows as of_rows
+    from advrepair.core.types import Assignment, Centres, LinearBound, PropertySet, SplitPlan
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import on first use: a component is declared without torch."""
+        if name in ("RowWise", "of_rows"):
+            from advrepair.core import row_wise
+
+            return getattr(row_wise, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -191,19 +205,6 @@ class Executor(Component):
         executor may repeat what was lost. Items are made when they are asked for; ask for few
         more than are worked on. An error of the function is raised here.
         """
-
-
-class RowWise(nn.Module, ABC):
-    """A model whose rows are different functions, as when each row's route is fixed."""
-
-    @abstractmethod
-    def of_rows(self, index: Tensor) -> nn.Module:
-        """The model of some of its rows, [n]."""
-
-
-def of_rows(model: nn.Module, index: Tensor) -> nn.Module:
-    """A model as it is for some of the rows, [n]: the same one, unless it is row-wise."""
-    return model.of_rows(index) if isinstance(model, RowWise) else model
 
 
 class Attack(Component):

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from types import ModuleType
 from typing import ClassVar
 
@@ -90,6 +92,30 @@ def test_json(capsys):
         "limits": "",
     }
     assert "quarantined" in unfinished["problem"]
+
+
+# Of the built-ins alone: what else is installed may import what it likes.
+LISTING = """
+import sys
+from advrepair.cli import main
+from advrepair.core import registry
+built_in = [each for each in registry._entry_points() if each[0].distribution == registry.BUILT_IN]
+registry._entry_points = lambda: built_in
+assert main(sys.argv[1:]) == 0
+print("torch" in sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("training",), ("deeppoly",)])
+def test_the_built_in_components_are_listed_without_torch(arguments):
+    def listed(code):
+        command = [sys.executable, "-c", code, "plugins", *arguments]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        return done.stdout, done.stderr
+
+    out, err = listed(LISTING)
+    assert err == "False\n" and out
+    assert listed("import torch\n" + LISTING) == (out, "True\n")
 
 
 def test_json_of_one(capsys):

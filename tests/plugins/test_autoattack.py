@@ -27,8 +27,9 @@ from advrepair.core.network import load_network
 from advrepair.core.properties import robustness
 from advrepair.core.types import Box, PropertySet
 from advrepair.demo import IMAGES, NETWORK
-from advrepair.plugins.attacks import advrepair_components
-from advrepair.plugins.attacks.autoattack import AutoAttack, seed_of
+from advrepair.plugins.attacks import advrepair_components, four_attacks
+from advrepair.plugins.attacks.autoattack import AutoAttack
+from advrepair.plugins.attacks.four_attacks import seed_of
 from advrepair.plugins.attacks.pgd import Pgd
 
 DATA = os.environ.get("ADVREPAIR_DATA")
@@ -130,12 +131,12 @@ def test_it_is_as_strong_as_the_library_on_mnist() -> None:
 def test_each_attack_is_as_strong_as_the_library_has_it(
     stage: str, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = AutoAttack._stages
+    every = four_attacks._stages
 
-    def one(self: AutoAttack, kit: Any, targets: int) -> Iterator[tuple[Any, int]]:
-        yield from (each for each in every(self, kit, targets) if each[0] is getattr(kit, stage))
+    def one(options: AutoAttack, kit: Any, targets: int) -> Iterator[tuple[Any, int]]:
+        yield from (each for each in every(options, kit, targets) if each[0] is getattr(kit, stage))
 
-    monkeypatch.setattr(AutoAttack, "_stages", one)
+    monkeypatch.setattr(four_attacks, "_stages", one)
     agrees(*digits(8), epsilon=0.09, queries=100, attack=attack)
 
 

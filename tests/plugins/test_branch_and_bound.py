@@ -10,7 +10,7 @@ from advrepair.core.box import Box
 from advrepair.core.branches import Branch, BranchBound
 from advrepair.core.graph import Network, Operation
 from advrepair.core.rounding import Rounding
-from advrepair.plugins.verifiers import branch_and_bound
+from advrepair.plugins.verifiers import branched
 from advrepair.plugins.verifiers.branch_and_bound import BranchAndBound
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.testing.branches import (
@@ -116,24 +116,24 @@ CHECKS = (check_branches_hold_on_their_part, check_rigorous_branches_hold_when_d
     + [(steeper, CHECKS[0])],  # its lines are wrong, but not where they are lowest
 )
 def test_a_planted_bug_is_caught(bug, check, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = branch_and_bound._Branched
+    whole = branched.Branched
 
     def broken(*args, branch):
         return whole(*args, branch=bug(branch))
 
-    monkeypatch.setattr(branch_and_bound, "_Branched", broken)
+    monkeypatch.setattr(branched, "Branched", broken)
     with pytest.raises(AssertionError):
         check(PLAIN)
 
 
 def test_a_part_called_empty_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = branch_and_bound._Branched.bound
+    honest = branched.Branched.bound
 
     def hasty(self, C: Tensor, d: Tensor) -> BranchBound:
         found = honest(self, C, d)
         return BranchBound(found.rows, found.gap, torch.ones_like(found.empty))
 
-    monkeypatch.setattr(branch_and_bound._Branched, "bound", hasty)
+    monkeypatch.setattr(branched.Branched, "bound", hasty)
     for check in CHECKS:
         with pytest.raises(AssertionError, match="empty"):
             check(PLAIN)

@@ -13,6 +13,7 @@ from advrepair.core import bounding
 from advrepair.core.bounding import Batch, Bounder
 from advrepair.core.errors import UnsupportedNetworkError
 from advrepair.core.graph import INPUT, Network, Operation
+from advrepair.core.options import describe
 from advrepair.core.patching import Stack, patch_template
 from advrepair.core.rounding import Level, Rounding
 from advrepair.core.types import Box, LinearBound
@@ -46,6 +47,11 @@ def intervals(monkeypatch: pytest.MonkeyPatch) -> Intervals:
 
     monkeypatch.setattr(propagation, "relu", spy)
     return seen
+
+
+def test_the_slopes_to_choose_from_are_those_that_a_line_can_have() -> None:
+    (lower_slope,) = describe(DeepPoly)
+    assert lower_slope.choices == SLOPES
 
 
 def _bound(reference: Reference, slope: str, rounding: Rounding | None = None) -> LinearBound:

@@ -15,7 +15,8 @@ from advrepair.core.rounding import Level, Rounding
 from advrepair.core.types import Box
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.relaxations import Relaxation
-from advrepair.plugins.verifiers.zonotope import Zonotope, _Forward
+from advrepair.plugins.verifiers.sets import Forward
+from advrepair.plugins.verifiers.zonotope import Zonotope
 from advrepair.testing import CHECKS, Check
 from advrepair.testing.cases import Case, make_case
 from advrepair.testing.networks import NETWORKS, fully_connected
@@ -46,14 +47,14 @@ def _seen(case: Case, level: Level) -> Intervals:
     """The interval of every ReLU, in order."""
     seen: Intervals = []
 
-    lines = _Forward.lines
+    lines = Forward.lines
 
-    def spy(self: _Forward, op: Operation, lower: Tensor, upper: Tensor) -> Relaxation:
+    def spy(self: Forward, op: Operation, lower: Tensor, upper: Tensor) -> Relaxation:
         seen.append((lower, upper))
         return lines(self, op, lower, upper)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Forward, "lines", spy)
+        patch.setattr(Forward, "lines", spy)
         _trial(case, level).bound()
     return seen
 
@@ -269,9 +270,9 @@ def _lines(lower: Tensor, upper: Tensor, below: Tensor, above: Tensor) -> Relaxa
     return Relaxation(below, above, offset + torch.finfo(lower.dtype).tiny)
 
 
-def _state(case: Case, rounding: Rounding) -> _Forward:
+def _state(case: Case, rounding: Rounding) -> Forward:
     """What the verifier knows when every ReLU is bounded."""
-    state = _Forward(case.network, case.params, case.box, "same", rounding)
+    state = Forward(case.network, case.params, case.box, "same", rounding)
     state.relax_all()
     return state
 

@@ -1,41 +1,18 @@
 """The paper's allocation: the most similar repaired inputs of the same label."""
 
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
+
 from attrs import frozen
-from torch import Tensor
 
 from advrepair.core.interfaces import Allocator, OperatorList
 from advrepair.core.options import option
-from advrepair.core.types import Centres
-from advrepair.plugins.allocators.labels import (
-    queries_at_once,
-    same_label,
-    write_argmax,
-    write_equal,
-    write_to_patches,
-)
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def _unit(centres: Tensor) -> Tensor:
-    """Rows of length 1: [P,K]."""
-    length: Tensor = centres.norm(dim=1, keepdim=True)
-    return centres / length.clamp(min=torch.finfo(centres.dtype).tiny)
-
-
-def _similarity(logits: Tensor, centres: Tensor) -> Tensor:
-    """Cosine similarity times the query's own norm: [N,P] from [N,K] and [P,K].
-
-    The norm is left out because it does not change a query's order of centres. The sum runs
-    class by class: a matrix product may sum in another order when the batch has another
-    size, and the last bit can decide which centre is the tenth.
-    """
-    unit = _unit(centres)
-    total = logits.new_zeros(len(logits), len(centres))
-    for query, centre in zip(logits.T, unit.T, strict=True):
-        total += query[:, None] * centre[None]
-    return total
+    from advrepair.core.types import Centres
 
 
 @frozen
@@ -50,33 +27,15 @@ class Cosine(Allocator):
 
         x: [N,*S], not looked at. logits: [N,K].
         """
-        parts = torch.split(logits, queries_at_once(len(centres.label)))
-        return centres.to_patches(torch.cat([self._nearest(part, centres) for part in parts]))
+        from advrepair.plugins.allocators.similarity import most_similar
 
-    def _nearest(self, logits: Tensor, centres: Centres) -> Tensor:
-        """The chosen repaired inputs: bool [N,P]; of equally similar ones the first."""
-        candidate = same_label(logits, centres)
-        similarity = _similarity(logits.double(), centres.logits.double())
-        ranked = similarity.masked_fill(~candidate, -torch.inf)
-        order = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.top]
-        return torch.zeros_like(candidate).scatter(1, order, True) & candidate
+        return centres.to_patches(most_similar(logits, centres, self.top))
 
     def write(self, to: OperatorList, x: str, logits: str, centres: Centres) -> str:
         """As operators: bool [N,Q]; the same products and sums, in the same order."""
-        candidate = write_equal(to, write_argmax(to, logits), centres.label)
-        query, total = to.call("Cast", logits, to=torch.float64), ""
-        for k, centre in enumerate(_unit(centres.logits.double()).T):
-            column = to.call("Gather", query, to.constant(torch.tensor([k])), axis=1)
-            product = to.call("Mul", column, to.constant(centre[None]))
-            total = product if not total else to.call("Add", total, product)
-        low, high = (to.constant(torch.tensor([e]).double()) for e in (-torch.inf, torch.inf))
-        ranked = to.call("Where", to.call("IsNaN", total), high, total)  # as torch sorts NaN
-        ranked = to.call("Where", candidate, ranked, low)
-        # Of equal values the one with the lower index comes first.
-        order = to.call("TopK", ranked, k=self._kept(centres), axis=1)
-        nothing = to.call("And", candidate, to.call("Not", candidate))
-        chosen = to.call("ScatterElements", nothing, order, to.call("Equal", order, order), axis=1)
-        return write_to_patches(to, to.call("And", chosen, candidate), centres)
+        from advrepair.plugins.allocators.similarity import write_most_similar
+
+        return write_most_similar(to, logits, centres, self._kept(centres))
 
     def most(self, centres: Centres) -> int:
         """As many as there are repaired inputs that lend theirs."""

@@ -1,13 +1,17 @@
 """No allocation: outside the repaired boxes nothing changes."""
 
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
+
 from attrs import frozen
-from torch import Tensor
 
 from advrepair.core.interfaces import Allocator, OperatorList
-from advrepair.core.types import Centres
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advrepair.core.types import Centres
 
 
 @frozen
@@ -18,10 +22,14 @@ class NoAllocator(Allocator):
 
     def allocate(self, x: Tensor, logits: Tensor, centres: Centres) -> Tensor:
         """Nothing for any query: bool [N,Q]."""
+        import torch
+
         return torch.zeros(len(x), centres.patches, dtype=torch.bool, device=x.device)
 
     def write(self, to: OperatorList, x: str, logits: str, centres: Centres) -> str:
         """One row of nothing, whatever the query."""
+        import torch
+
         return to.constant(torch.zeros(1, centres.patches, dtype=torch.bool))
 
     def most(self, centres: Centres) -> int:

@@ -1,12 +1,15 @@
 """One patch for every property."""
 
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
+
 from attrs import frozen
 
 from advrepair.core.interfaces import Indicator
-from advrepair.core.types import Assignment, PropertySet
+
+if TYPE_CHECKING:
+    from advrepair.core.types import Assignment, PropertySet
 
 
 @frozen
@@ -18,5 +21,6 @@ class PropertyGuided(Indicator):
 
     def assign(self, properties: PropertySet) -> Assignment:
         """Patch i serves property i and bears its name."""
-        patch = torch.arange(len(properties), device=properties.label.device)
-        return Assignment(patch, properties.names)
+        from advrepair.plugins.indicators.numbering import one_each
+
+        return one_each(properties)

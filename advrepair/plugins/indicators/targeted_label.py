@@ -1,12 +1,15 @@
 """One patch for every pair of a label and the label an attack turns it into."""
 
-from typing import ClassVar
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
 from advrepair.core.interfaces import Indicator
-from advrepair.core.types import Assignment, PropertySet
-from advrepair.plugins.indicators.labelled import number_labels
+
+if TYPE_CHECKING:
+    from advrepair.core.types import Assignment, PropertySet
 
 
 @frozen
@@ -21,6 +24,6 @@ class TargetedLabel(Indicator):
 
         Raises UsageError for a property without a label or without an attacked label.
         """
-        pair = {"label": properties.label, "target": properties.target}
-        pairs, patch = number_labels(self.name, properties, pair)
-        return Assignment(patch, tuple(f"label {label} over {target}" for label, target in pairs))
+        from advrepair.plugins.indicators.numbering import by_label_and_target
+
+        return by_label_and_target(self.name, properties)

@@ -1,12 +1,15 @@
 """One patch for every label."""
 
-from typing import ClassVar
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
 from advrepair.core.interfaces import Indicator
-from advrepair.core.types import Assignment, PropertySet
-from advrepair.plugins.indicators.labelled import number_labels
+
+if TYPE_CHECKING:
+    from advrepair.core.types import Assignment, PropertySet
 
 
 @frozen
@@ -21,5 +24,6 @@ class UntargetedLabel(Indicator):
 
         Raises UsageError for a property without a label.
         """
-        labels, patch = number_labels(self.name, properties, {"label": properties.label})
-        return Assignment(patch, tuple(f"label {label}" for (label,) in labels))
+        from advrepair.plugins.indicators.numbering import by_label
+
+        return by_label(self.name, properties)

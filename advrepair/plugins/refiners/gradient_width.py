@@ -1,15 +1,18 @@
 """The paper's splitting rule, with its sign put right."""
 
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
+
 from attrs import frozen
-from torch import Tensor
 
-from advrepair.core.box import Box
 from advrepair.core.interfaces import Refiner
-from advrepair.core.types import SplitPlan
-from advrepair.plugins.refiners.selection import best_dimension, cuttable, width, worst_pieces
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advrepair.core.box import Box
+    from advrepair.core.types import SplitPlan
 
 
 @frozen
@@ -27,11 +30,6 @@ class GradientWidth(Refiner):
 
         box: B pieces. margin: [B]. slope: [B,*S].
         """
-        piece = worst_pieces(box, margin, budget)
-        chosen = box[piece]
-        wide = width(chosen)
-        # A slope that overflowed still says "here"; NaN says nothing.
-        steep = slope[piece].double().flatten(1).abs().nan_to_num(nan=0.0)
-        score = (steep * wide).masked_fill(~cuttable(chosen), 0.0)
-        flat = (score == 0).all(1, keepdim=True)
-        return SplitPlan(piece, best_dimension(chosen, torch.where(flat, wide, score)))
+        from advrepair.plugins.refiners.selection import by_gradient_width
+
+        return by_gradient_width(box, margin, slope, budget)

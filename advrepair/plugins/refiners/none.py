@@ -1,14 +1,18 @@
 """No splitting at all."""
 
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
+
 from attrs import frozen
-from torch import Tensor
 
-from advrepair.core.box import Box
 from advrepair.core.interfaces import Refiner
-from advrepair.core.types import SplitPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advrepair.core.box import Box
+    from advrepair.core.types import SplitPlan
 
 
 @frozen
@@ -19,5 +23,6 @@ class NoRefiner(Refiner):
 
     def choose(self, box: Box, margin: Tensor, slope: Tensor, budget: int) -> SplitPlan:
         """An empty plan."""
-        nothing = torch.empty(0, dtype=torch.long, device=margin.device)
-        return SplitPlan(nothing, nothing)
+        from advrepair.plugins.refiners.selection import nowhere
+
+        return nowhere(margin)

@@ -1,9 +1,37 @@
-"""What the refiners share: which pieces to cut, and which dimensions can be cut at all."""
+"""Which pieces to cut and where, by each refiner's rule, and what can be cut at all."""
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from advrepair.core.box import Box
+from advrepair.core.types import SplitPlan
+
+
+def by_width(box: Box, margin: Tensor, budget: int) -> SplitPlan:
+    """The worst pieces, each cut where it is widest."""
+    piece = worst_pieces(box, margin, budget)
+    chosen = box[piece]
+    return SplitPlan(piece, best_dimension(chosen, width(chosen)))
+
+
+def by_gradient_width(box: Box, margin: Tensor, slope: Tensor, budget: int) -> SplitPlan:
+    """The worst pieces, each cut where ``|slope| x width`` is largest."""
+    piece = worst_pieces(box, margin, budget)
+    chosen = box[piece]
+    wide = width(chosen)
+    # A slope that overflowed still says "here"; NaN says nothing.
+    steep = slope[piece].double().flatten(1).abs().nan_to_num(nan=0.0)
+    score = (steep * wide).masked_fill(~cuttable(chosen), 0.0)
+    flat = (score == 0).all(1, keepdim=True)
+    return SplitPlan(piece, best_dimension(chosen, torch.where(flat, wide, score)))
+
+
+def nowhere(margin: Tensor) -> SplitPlan:
+    """An empty plan."""
+    nothing = torch.empty(0, dtype=torch.long, device=margin.device)
+    return SplitPlan(nothing, nothing)
 
 
 def cuttable(box: Box) -> Tensor:

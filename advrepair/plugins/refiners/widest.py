@@ -1,14 +1,18 @@
 """Splitting without looking at the network."""
 
-from typing import ClassVar
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
-from torch import Tensor
 
-from advrepair.core.box import Box
 from advrepair.core.interfaces import Refiner
-from advrepair.core.types import SplitPlan
-from advrepair.plugins.refiners.selection import best_dimension, width, worst_pieces
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advrepair.core.box import Box
+    from advrepair.core.types import SplitPlan
 
 
 @frozen
@@ -22,6 +26,6 @@ class Widest(Refiner):
 
         box: B pieces. margin: [B]. slope: [B,*S], not looked at.
         """
-        piece = worst_pieces(box, margin, budget)
-        chosen = box[piece]
-        return SplitPlan(piece, best_dimension(chosen, width(chosen)))
+        from advrepair.plugins.refiners.selection import by_width
+
+        return by_width(box, margin, budget)

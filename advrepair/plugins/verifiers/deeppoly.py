@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
-from torch import Tensor
 
-from advrepair.core.box import Box
-from advrepair.core.graph import Network
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.options import option
-from advrepair.core.rounding import Rounding
-from advrepair.core.types import LinearBound
-from advrepair.plugins.verifiers.affine import check_supported
-from advrepair.plugins.verifiers.propagation import Propagation
-from advrepair.plugins.verifiers.relaxations import SLOPES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from advrepair.core.box import Box
+    from advrepair.core.graph import Network
+    from advrepair.core.rounding import Rounding
+    from advrepair.core.types import LinearBound
 
 
 @frozen
@@ -32,7 +32,9 @@ class DeepPoly(Verifier):
     rigorous: ClassVar[bool] = True
 
     lower_slope: str = option(
-        "area", "slope below an unstable ReLU; area is DeepPoly's own choice", choices=SLOPES
+        "area",
+        "slope below an unstable ReLU; area is DeepPoly's own choice",
+        choices=("area", "zero", "one", "same"),
     )
 
     def prepare(self, network: Network, rounding: Rounding | None = None) -> BoundFn:
@@ -40,6 +42,9 @@ class DeepPoly(Verifier):
 
         Raises UnsupportedNetworkError for an operation without a rule, by node name.
         """
+        from advrepair.plugins.verifiers.affine import check_supported
+        from advrepair.plugins.verifiers.propagation import Propagation
+
         check_supported(network, self.name)
         slope = self.lower_slope
 
