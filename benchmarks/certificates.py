@@ -31,11 +31,11 @@ import advrepair
 from advrepair.core.bounding import Bounder
 from advrepair.core.memory import keep_freed_memory
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.refinement import Worklist
 from advrepair.core.rounding import Level, Rounding
+from advrepair.core.solving import prove
 from advrepair.core.types import PropertySet
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
-from benchmarks.exploits import LEVEL, demands, points, whole_margins
+from benchmarks.exploits import LEVEL, demands, points, whole_boxes
 
 NETWORKS = ("fnn_small", "fnn_big", "cnn")
 RADII = (0.05, 0.1, 0.3)
@@ -87,9 +87,8 @@ def box_margins(model: RepairedNetwork, properties: PropertySet, level: Level) -
     """Certified margins over the whole boxes with the stored patches, [P]; no splits."""
     verifier, rounding = DeepPoly(), Rounding(level)
     bounder = Bounder(model.base, model.bank.template, verifier, verifier, rounding, 2**31)
-    worklist = Worklist.start(properties, bounder)
-    worklist.serve(model.assignment, bounder)
-    return whole_margins(model, worklist, bounder)
+    worklist = whole_boxes(properties, model.assignment.patch, bounder)
+    return prove(model.bank, worklist, bounder)[0]
 
 
 def deviations(model: RepairedNetwork, properties: PropertySet, rounds: int) -> Tensor:

@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
-from advrepair.core.certification import prove
+from advrepair.core.covering import cover
 from advrepair.core.memory import keep_freed_memory, peak_memory
 from advrepair.core.onnx_import import read_onnx
-from advrepair.core.patching import attach, patch_template
+from advrepair.core.patching import patch_template
 from advrepair.core.properties import robustness
-from advrepair.core.refinement import Worklist
 from advrepair.core.rounding import Rounding
 from advrepair.core.sections import Training
-from advrepair.core.training import Trained, train
+from advrepair.core.shards import STEPS
+from advrepair.core.solving import Solver
 from advrepair.core.types import Box
-from advrepair.plugins.allocators.none import NoAllocator
 from advrepair.plugins.indicators.property_guided import PropertyGuided
 from advrepair.plugins.refiners.gradient_width import GradientWidth
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
@@ -45,30 +45,23 @@ def repair_cost(data: Path, name: str, count: int, epsilon: float, hidden: tuple
         x = torch.tensor(arrays["x_train"][:count]).float().div(255).view(-1, 1, 28, 28)
         y = torch.tensor(arrays["y_train"][:count]).long()
     properties = robustness(x, y, epsilon, network.outputs, clip=(0.0, 1.0))
-    assignment, verifier = PropertyGuided().assign(properties), DeepPoly()
-    template, rounding = patch_template(network, hidden), Rounding("deployed-float32")
-    bounder = Bounder(network, template, verifier, verifier, rounding, 2**31)
-    stages, begin = {}, time.process_time()
-
-    def lap(stage: str) -> None:
-        nonlocal begin
-        stages[stage], begin = (time.process_time() - begin) / count * 1e3, time.process_time()
-
-    worklist = Worklist.start(properties, bounder)
-    regions = worklist.serve(assignment, bounder)
-    repaired = attach(network, properties, regions, assignment, NoAllocator(), hidden, seed=0)
-    lap("bounds")
-    trained = Trained.nothing_yet(len(repaired.bank))
-    train(repaired, worklist, bounder, GradientWidth(), Training(), trained, lambda *_: None)
-    lap("training")
-    proved = int((prove(repaired, worklist, bounder).margin > 0).sum())
-    lap("certification")
-    total = sum(stages.values())
-    parts = ", ".join(f"{stage} {ms:.2f}" for stage, ms in stages.items())
+    verifier, rounding = DeepPoly(), Rounding("deployed-float32")
+    bounder = Bounder(network, patch_template(network, hidden), verifier, verifier, rounding, 2**31)
+    problem = Problem(properties, x, torch.arange(count))
+    ground = cover(problem, bounder, PropertyGuided(), False)
+    solver = Solver(bounder, GradientWidth(), Training(), 0)
+    begin = time.process_time()
+    outcomes = [solver(shard) for shard in ground.shards(bounder.template)]
+    whole = (time.process_time() - begin) / count * 1e3
+    parts = sum(outcome.cpu for outcome in outcomes) / count * 1e3
+    steps = dict(zip(STEPS, parts.tolist(), strict=True))
+    proved = sum(int((outcome.margin > 0).sum()) for outcome in outcomes)
+    epochs = torch.cat([outcome.epochs for outcome in outcomes]).double().mean()
+    words = ", ".join(f"{step} {ms:.2f}" for step, ms in steps.items())
     print(
-        f"{name} eps {epsilon} n {count} hidden {list(hidden)}: {total:6.2f} CPU-ms a patch "
-        f"({parts}); {proved}/{count} proved; {trained.epochs.double().mean():.1f} steps; "
-        f"research code {RESEARCH_CODE[name]:.0f} CPU-ms: {RESEARCH_CODE[name] / total:.0f} x"
+        f"{name} eps {epsilon} n {count} hidden {list(hidden)}: {whole:6.2f} CPU-ms a patch "
+        f"({words}); {proved}/{count} proved; {epochs:.1f} steps; "
+        f"research code {RESEARCH_CODE[name]:.0f} CPU-ms: {RESEARCH_CODE[name] / whole:.0f} x"
     )
 
 

@@ -36,7 +36,7 @@ from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
 from advrepair.core.rounding import Rounding
 from advrepair.core.shards import Outcome
-from advrepair.core.solving import are_constant, prove
+from advrepair.core.solving import are_constant, stated
 from advrepair.core.types import Assignment, PropertySet
 from advrepair.plugins.allocators.none import NoAllocator
 from advrepair.plugins.attacks.pgd import Pgd
@@ -146,22 +146,8 @@ class Parts:
 
     def outcome(self) -> Outcome:
         """What became of the shard, as things stand."""
-        worklist, bank, count = self.worklist, self.bank, len(self.bank)
-        margin, patch_slope = prove(bank, worklist, self.bounder)
-        return Outcome(
-            stack=bank.stack,
-            epochs=torch.zeros(count, dtype=torch.long),
-            flat=are_constant(bank),
-            own=worklist.own_margin()[: len(self.shards.cover.owner)],
-            constant=torch.zeros(count, 1),
-            held=torch.zeros(count, dtype=torch.bool),
-            tree=worklist.tree,
-            slope=worklist.slope,
-            node=worklist.node,
-            margin=margin,
-            patch_slope=patch_slope,
-            cpu=torch.zeros(4, dtype=torch.float64),
-        )
+        epochs = torch.zeros(len(self.bank), dtype=torch.long)
+        return stated(self.bank, self.worklist, self.bounder, torch.zeros(0), epochs)
 
     def proof(self) -> Proof:
         """What is proved about the patches as they are."""

@@ -47,6 +47,7 @@ def run(
     refiner: Annotated[Text, _flag("NAME", "Says where to split what is not proved.")] = None,
     attack: Annotated[Text, _flag("NAME", "Searches for counterexamples.")] = None,
     evaluation_attack: Annotated[Text, _flag("NAME", "Attacks unseen inputs.")] = None,
+    executor: Annotated[Text, _flag("NAME", "Works on the shards of a repair.")] = None,
     evaluate: Annotated[
         Text, _flag("SCOPE", "quick, or full: attack the result on unseen inputs too.")
     ] = None,
@@ -107,6 +108,7 @@ def run(
             "refiner": refiner,
             "attack": attack,
             "evaluation_attack": evaluation_attack,
+            "executor": executor,
         },
         "evaluation": {"scope": evaluate},
         "certification": {"level": level},

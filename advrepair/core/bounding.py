@@ -13,7 +13,7 @@ from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.patching import Stack
-from advrepair.core.rounding import Rounding, above
+from advrepair.core.rounding import Rounding, above, gamma
 from advrepair.core.types import LinearBound
 
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
@@ -185,6 +185,21 @@ class Bounder:
         total = self.rounding.overflowing(base.magnitude + patch.magnitude)
         error = above(dot(C.abs().double(), self.rounding.relative(2, 4) * total))
         return (base + patch).minimum_rigorous(box) - error
+
+    def shifted(self, own: Tensor, base: LinearBound, C: Tensor, value: Tensor) -> Tensor:
+        """Lower bounds of N plus a constant, [B,M], in exact arithmetic.
+
+        own: [B,M], rigorous lower bounds of the rows of N. base: the rows; only their magnitude
+        is used. value: [B,K], float64. Sound: the row moves by C value, of whose K products
+        and sums gamma(K + 4) is subtracted; the deployed sum is rounded as in :meth:`least`.
+        """
+        if base.magnitude is None:
+            raise PluginError(f"verifier {self.certifier.name!r} returned no magnitude")
+        C, size = C.double(), value.abs()
+        total = self.rounding.overflowing(base.magnitude + size)
+        error = dot(C.abs(), self.rounding.relative(2, 4) * total)
+        ours = gamma(C.shape[2] + 4) * (dot(C.abs(), size) + own.abs())
+        return own + dot(C, value) - above(error + ours)
 
     def _patch_rows(self, kind: str, stack: Mapping[str, Tensor], batch: Batch) -> LinearBound:
         dtype = next(iter(stack.values())).dtype

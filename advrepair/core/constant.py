@@ -6,10 +6,12 @@ why its figures stand beside every result.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from advrepair.core.bounding import Bounder
+from advrepair.core.bounding import Batch, Bounder
 from advrepair.core.patching import Stack, constant_stack
 from advrepair.core.refinement import Worklist
 from advrepair.core.types import group_margin, worst_margin
@@ -22,8 +24,36 @@ def constant_patches(patches: Tensor, worklist: Worklist, bounder: Bounder) -> t
     """Constant patches, the smallest found that is proved, and which are: bool [q].
 
     patches: [q]. A patch whose base network has no finite bound, or whose properties ask
-    for opposite things, is not proved.
+    for opposite things, is not proved. Proved as every patch of this shape is.
     """
+
+    def margins(value: Tensor, batch: Batch, own: Tensor) -> Tensor:
+        return bounder.margins(constant_stack(bounder.template, value), batch)
+
+    value, proved = _constants(patches, worklist, bounder, margins)
+    return constant_stack(bounder.template, value), proved
+
+
+def constant_bias(patches: Tensor, worklist: Worklist, bounder: Bounder) -> tuple[Tensor, Tensor]:
+    """The baseline: what a patch adds that looks at no input, [q,K], and whether it is proved.
+
+    patches: [q]. It is a constant in the deployed function too, which takes no patch to bound.
+    """
+
+    def margins(value: Tensor, batch: Batch, own: Tensor) -> Tensor:
+        value = value.to(bounder.network.dtype).double()  # as it is deployed
+        pieces = value.repeat_interleave(batch.real.shape[1], 0)
+        return bounder.shifted(own, batch.rows, batch.C, pieces)
+
+    return _constants(patches, worklist, bounder, margins)
+
+
+def _constants(
+    patches: Tensor,
+    worklist: Worklist,
+    bounder: Bounder,
+    margins: Callable[[Tensor, Batch, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
     batch = worklist.batch(patches, rigorous=True)
     q, pieces = batch.real.shape
     margin = batch.rows.minimum_rigorous(batch.box)
@@ -41,13 +71,12 @@ def constant_patches(patches: Tensor, worklist: Worklist, bounder: Bounder) -> t
                 for i, part in enumerate(parts)
             ]
         )
-        stack = constant_stack(bounder.template, value)
-        proved = proved_patches(bounder.margins(stack, batch), batch.group, batch.real)
+        proved = proved_patches(margins(value, batch, margin), batch.group, batch.real)
         if bool(proved.all()):
             break
         # Rounding in the deployed sum grows with the constant itself.
         slack = torch.where(proved, slack, 4 * slack + 2.0**-20 * value.abs().amax(1))
-    return stack, proved
+    return value, proved
 
 
 def proved_patches(margin: Tensor, group: Tensor, real: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Cover:
 
     box: W pieces. owner, node: [W], property and leaf in the tree. patch: [W], -1 for none.
     own: [W], N's own margin, -inf where nobody asked. margin: [W], what is claimed where no
-    patch is on, -inf elsewhere. slope: uint8 [T,U], N's slopes in those proofs. shared: bool
+    patch is on, -inf elsewhere. slope: uint8 [R,U], N's slopes in those proofs. shared: bool
     [W], part of a region of another property. proof: N's rows, where boxes were cut before.
     order: [Q], the patches sorted by what they serve, so that no result depends on the order
     of the data.

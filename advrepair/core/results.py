@@ -51,6 +51,9 @@ class Results:
     def gathered(self, name: str) -> Tensor:
         """An array of the outcomes that has one row a patch, [Q,...]."""
         parts = [getattr(outcome, name) for outcome in self.ordered()]
+        if not parts:
+            row = (self.shards.cover.properties.C.shape[2],) if name == "constant" else ()
+            return torch.zeros(0, *row, dtype=torch.bool if name in ("flat", "held") else None)
         return torch.cat(parts)[torch.cat(list(self.shards.patches)).argsort()]
 
     def bank(self, template: Network) -> PatchBank:

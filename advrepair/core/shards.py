@@ -23,7 +23,7 @@ _PATCHES_AT_ONCE = 64
 _SHARDS = 8  # at least, if there are patches enough: there may be several to solve them
 _FEW = 8  # patches at least: below, what each call costs by itself counts
 _CACHE_BYTES = 2**22  # of the largest array in flight: memory is slower than arithmetic
-STEPS = ("bounds", "training", "proof", "baseline")
+STEPS = ("bounds", "training", "proof")
 _PROOF = ("A", "b", "magnitude", "slope", "error")
 
 
@@ -63,8 +63,8 @@ class Outcome:
 
     stack: its patches, [q,...]. epochs: [q], steps taken. flat: bool [q], whether a patch is
     constant. own: [w], N's margin on the pieces of the shard. constant: [q,K], the trivial
-    repair, proved where held: bool [q]. tree: t nodes, the first of them those pieces. slope:
-    uint8 [t,U]. node, margin: of its leaves. patch_slope: uint8, one row a leaf. cpu: seconds
+    repair, proved where held: bool [q]. tree: R nodes, the first of them those pieces. slope:
+    uint8 [R,U]. node, margin: of its leaves. patch_slope: uint8, one row a leaf. cpu: seconds
     of processor time, for each of STEPS.
     """
 

@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import torch
-from attrs import define
+from attrs import define, evolve
 from torch import Tensor
 
 from advrepair.core.bounding import Bounder
-from advrepair.core.constant import constant_patches
+from advrepair.core.constant import constant_bias
 from advrepair.core.covering import modest
 from advrepair.core.files import versions
 from advrepair.core.interfaces import Refiner
@@ -20,7 +20,7 @@ from advrepair.core.patching import PatchBank, initial_stack, last_layer
 from advrepair.core.preserving import Decisions, propose
 from advrepair.core.refinement import Worklist
 from advrepair.core.sections import Training
-from advrepair.core.shards import Outcome, Shard
+from advrepair.core.shards import STEPS, Outcome, Shard
 from advrepair.core.training import Trained, train
 from advrepair.core.types import worst_margin
 
@@ -80,25 +80,34 @@ class Solver:
             propose(bank, worklist, bounder, self.samples, trained)
         train(bank, worklist, bounder, self.refiner, self.training, trained)
         clock.append(time.thread_time())
-        margin, patch_slope = prove(bank, worklist, bounder)
+        found = stated(bank, worklist, bounder, own, trained.epochs)
         clock.append(time.thread_time())
-        constant, held = constant_patches(torch.arange(count), worklist, bounder)
-        value = torch.where(held[:, None], constant[last_layer(template)[1]], 0.0)
-        clock.append(time.thread_time())
-        return Outcome(
-            stack=bank.stack,
-            epochs=trained.epochs,
-            flat=are_constant(bank),
-            own=own,
-            constant=value,
-            held=held,
-            tree=worklist.tree,
-            slope=worklist.slope,
-            node=worklist.node,
-            margin=margin,
-            patch_slope=patch_slope,
-            cpu=torch.tensor(clock, dtype=torch.float64).diff(),
-        )
+        return evolve(found, cpu=torch.tensor(clock, dtype=torch.float64).diff())
+
+
+def stated(
+    bank: PatchBank, worklist: Worklist, bounder: Bounder, own: Tensor, epochs: Tensor
+) -> Outcome:
+    """What is proved about the patches of a shard as they are; and about constant ones.
+
+    own: N's margins on the pieces at the start, [w]. epochs: [q].
+    """
+    margin, patch_slope = prove(bank, worklist, bounder)
+    constant, held = constant_bias(torch.arange(len(bank)), worklist, bounder)
+    return Outcome(
+        stack=bank.stack,
+        epochs=epochs,
+        flat=are_constant(bank),
+        own=own,
+        constant=torch.where(held[:, None], constant, 0.0).to(bank.template.dtype),
+        held=held,
+        tree=worklist.tree,
+        slope=worklist.slope,
+        node=worklist.node,
+        margin=margin,
+        patch_slope=patch_slope,
+        cpu=torch.zeros(len(STEPS), dtype=torch.float64),
+    )
 
 
 def prove(bank: PatchBank, worklist: Worklist, bounder: Bounder) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,7 @@ FLAGS = {
     "--refiner": "plan.refiner",
     "--attack": "plan.attack",
     "--evaluation-attack": "plan.evaluation_attack",
+    "--executor": "plan.executor",
     "--evaluate": "evaluation.scope",
     "--level": "certification.level",
     "--preset": "run.preset",
