@@ -15,6 +15,7 @@ ROOT = Path(advrepair.__file__).parent
 ORDER = [
     "errors",
     "files",
+    "devices",
     "rounding",
     "box",
     "types",
