@@ -15,6 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -40,11 +41,13 @@ def images(data: Path, part: str) -> Tensor:
         return torch.tensor(arrays[f"x_{part}"]).float().div(255).view(-1, 1, 28, 28)
 
 
-def seconds(run: Callable[[], object]) -> float:
+def seconds(
+    run: Callable[..., object], *given: object, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """How long a call takes."""
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+    begin = clock()
+    run(*given)
+    return clock() - begin
 
 
 def repaired_network(data: Path, name: str, x: Tensor, box: Box) -> RepairedNetwork:
@@ -59,20 +62,38 @@ def repaired_network(data: Path, name: str, x: Tensor, box: Box) -> RepairedNetw
     return RepairedNetwork(network, bank, regions, Assignment(count, names), centres, NoAllocator())
 
 
-def compare(repaired: RepairedNetwork, batches: list[Tensor], rounds: int) -> tuple[float, float]:
-    """Seconds a batch, of the base and of the repaired network: medians, one call in turn."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + BATCHES):
-        x = batches[number % BATCHES]
-        for model, times in zip((repaired.base, repaired), taken, strict=True):
-            times.append(seconds(lambda model=model, x=x: model(x)))  # type: ignore[misc]
-    return median(taken[0][BATCHES:]), median(taken[1][BATCHES:])
+def compare(repaired: RepairedNetwork, batches: list[Tensor], rounds: int) -> str:
+    """Medians of the base and of the repaired network, one call in turn: elapsed and CPU time."""
+    found = []
+    for clock in (time.perf_counter, time.process_time):
+        base, whole = [], []
+        for number in range(rounds + BATCHES):
+            x = batches[number % BATCHES]
+            base.append(seconds(repaired.base, x, clock=clock))
+            whole.append(seconds(repaired, x, clock=clock))
+        ours, theirs = median(whole[BATCHES:]), median(base[BATCHES:])
+        found.append(f"{theirs * 1e3:.3f} to {ours * 1e3:.3f} ms, {ours / theirs:.2f} x")
+    return f"{found[0]} (CPU time {found[1]})"
+
+
+def print_boxes(box: Box, queries: Tensor) -> None:
+    """What the index costs, and what is asked of it."""
+    flat = box.lower.flatten(1), box.upper.flatten(1)
+    build = median(seconds(Index.of, *flat) for _ in range(5))
+    box.first(queries)
+    meets = median(seconds(box.meets, box) for _ in range(5))
+    first = median(seconds(box.first, queries) for _ in range(5))
+    print(
+        f"{len(box)} balls: index {build * 1e3:.0f} ms, {Index.of(*flat).nbytes / 1e6:.2f} MB; "
+        f"balls among themselves {meets * 1e3:.0f} ms; {len(queries)} queries {first * 1e3:.1f} ms"
+    )
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--networks", nargs="+", default=["fnn_small", "fnn_big", "cnn"])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=200)
     given = parser.parse_args()
@@ -81,40 +102,23 @@ def main() -> None:
     data = Path(os.environ["ADVREPAIR_DATA"])
     keep_freed_memory()
     torch.set_grad_enabled(False)
+    torch.manual_seed(0)
     print(f"torch {torch.__version__}, {platform.machine()}, batch {given.batch}")
-    train, test, noise = images(data, "train"), images(data, "test"), torch.Generator()
-    for count, target in TARGETS.items():
+    train, test = images(data, "train"), images(data, "test")
+    for (count, target), threads in product(TARGETS.items(), given.threads):
+        torch.set_num_threads(threads)
         box = Box.around(train[:count], EPSILON, clip=(0.0, 1.0))
-        torch.set_num_threads(1)
-        flat = box.lower.flatten(1), box.upper.flatten(1)
-        build = median(seconds(lambda flat=flat: Index.of(*flat)) for _ in range(5))  # type: ignore[misc]
-        meets = median(seconds(lambda box=box: box.meets(box)) for _ in range(5))  # type: ignore[misc]
-        many = median(seconds(lambda box=box: box.first(test)) for _ in range(5))  # type: ignore[misc]
-        print(
-            f"{count} balls: index {build * 1e3:.0f} ms, {Index.of(*flat).nbytes / 1e6:.2f} MB; "
-            f"boxes among themselves {meets * 1e3:.0f} ms; {len(test)} queries {many * 1e3:.1f} ms"
-        )
-        noise.manual_seed(0)
-        every = (torch.randperm(count, generator=noise)[: given.batch] for _ in range(BATCHES))
-        inside = [train[pick] for pick in every]
-        outside = [part.clone() for part in test.split(given.batch)[:BATCHES]]
-        for name in ("fnn_small", "fnn_big", "cnn"):
+        print(f"{threads} threads, target {target:.0f} x; ", end="")
+        print_boxes(box, test)
+        pick = [torch.randperm(count)[: given.batch] for _ in range(BATCHES)]
+        inside, outside = [train[some] for some in pick], test.split(given.batch)[:BATCHES]
+        for name in given.networks:
             repaired = repaired_network(data, name, train[:count], box)
-            weight = repaired.bank.stack["linear0.weight"]
-            for threads in given.threads:
-                torch.set_num_threads(threads)
-                for kind, batches in (("test images", outside), ("in balls", inside)):
-                    base, whole = compare(repaired, batches, given.rounds)
-                    print(
-                        f"  {name}, {threads} threads, {kind}: base {base * 1e3:.3f} ms, repaired "
-                        f"{whole * 1e3:.3f} ms: {whole / base:.2f} x (target {target:.0f} x)"
-                    )
-                pick = [torch.randperm(count, generator=noise)[: given.batch] for _ in range(20)]
-                copy = median(
-                    seconds(lambda i=i, weight=weight: weight.index_select(0, i))  # type: ignore[misc]
-                    for i in pick
-                )
-                print(f"  {name}, {threads} threads, copy: {copy * 1e3:.3f} ms")
+            print(f"  {name}, test images: {compare(repaired, list(outside), given.rounds)}")
+            print(f"  {name}, in balls: {compare(repaired, inside, given.rounds)}")
+        weight = repaired.bank.stack["linear0.weight"]
+        copy = median(seconds(weight.index_select, 0, some) for some in pick)
+        print(f"  copy of the weights in balls: {copy * 1e3:.3f} ms")
 
 
 if __name__ == "__main__":

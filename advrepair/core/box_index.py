@@ -162,40 +162,47 @@ class Index:
         low, high: faces of the queries, [N,S]; the same tensor for points.
         """
         asked = Faces.of(self.questions, low, high)
-        every = torch.arange(len(low), device=low.device)
+        query = torch.arange(len(low), device=low.device)
         if not asked.points:
             far = asked.far(self.mask)
             boxes = torch.arange(len(self.faces), device=low.device)
-            yield from self._all_with(asked, far.nonzero()[:, 0], boxes)
-            every = (~far).nonzero()[:, 0]
+            some = far.nonzero()[:, 0]
+            for i, box in self._all_with(asked[some], boxes):
+                yield some[i], box
+            query = (~far).nonzero()[:, 0]
+            asked = asked[query]
         if len(self.wide):
-            yield from self._all_with(asked, every, self.wide)
+            for i, box in self._all_with(asked, self.wide):
+                yield query[i], box
         if len(self.entry):
-            yield from self._listed(asked, every)
+            for i, box in self._listed(asked):
+                yield query[i], box
 
-    def _all_with(self, asked: Faces, query: Tensor, box: Tensor) -> Iterator[Pairs]:
-        """Candidates among all pairs of some queries and some boxes."""
-        mine = self.faces[box]
-        for part in query.split(max(1, _PAIRS // len(box))):
-            some = asked[part]
-            columns = Faces(some.low[:, None], some.beyond[:, None], some.points)
-            i, j = columns.may_meet(mine).nonzero().T
-            yield part[i], box[j]
+    def _all_with(self, asked: Faces, box: Tensor) -> Iterator[Pairs]:
+        """Candidates among all pairs of queries and some boxes."""
+        theirs, step = self.faces[box], max(1, _PAIRS // len(box))
+        for start in range(0, len(asked), step):
+            part = slice(start, start + step)
+            ours = Faces(asked.low[part, None], asked.beyond[part, None], asked.points)
+            i, j = ours.may_meet(theirs).nonzero().T
+            yield i + start, box[j]
 
-    def _listed(self, asked: Faces, query: Tensor) -> Iterator[Pairs]:
-        """Candidates in the lists of the cells that some queries may reach."""
-        owner, cell = asked[query].cells(self.mask)
+    def _listed(self, asked: Faces) -> Iterator[Pairs]:
+        """Candidates in the lists of the cells that the queries may reach."""
+        owner, cell = asked.cells(self.mask)
         count = self.count.index_select(0, cell)
-        total = int(count.sum())
-        if total > _PAIRS and len(query) > 1:
-            for half in query.chunk(2):
-                yield from self._listed(asked, half)
+        ends = count.cumsum(0)
+        total = int(ends[-1]) if len(ends) else 0
+        if total > _PAIRS and len(asked) > 1:
+            for some in torch.arange(len(asked), device=cell.device).chunk(2):
+                for i, box in self._listed(asked[some]):
+                    yield some[i], box
         elif total:
             slot = torch.repeat_interleave(count, output_size=total)
-            shift = self.begin.index_select(0, cell) - (count.cumsum(0) - count)
+            shift = self.begin.index_select(0, cell) - (ends - count)
             place = torch.arange(total, device=slot.device) + shift.index_select(0, slot)
             box = self.entry.index_select(0, place)
-            i = query.index_select(0, owner).index_select(0, slot)
+            i = slot if asked.points else owner.index_select(0, slot)
             ours, theirs = asked[i], self.faces[box]
             keep = ours.may_meet(theirs)
             if not asked.points:

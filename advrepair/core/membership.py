@@ -103,7 +103,7 @@ class Kept:
             return self._built
         low, high = lower.detach().flatten(1), upper.detach().flatten(1)
         self._built, self._asked = None, self._asked + len(low) * queries
-        if self._asked < _PAYS:
+        if self._asked < _PAYS or not len(low):
             return Membership(low, high)
         self._versions = versions
         self._built = Membership(low, high, Index.of(low, high))

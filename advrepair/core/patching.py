@@ -220,16 +220,15 @@ class RepairedNetwork(nn.Module):
         home = self.box.first(x)
         inside = (home >= 0).nonzero()[:, 0]
         patch = self.patch[home[inside]]
-        pairs = (
-            torch.stack([inside, patch])[:, patch >= 0] if len(inside) else inside.new_zeros(2, 0)
-        )
+        on = (patch >= 0).nonzero()[:, 0]
+        query, patch = inside[on], patch[on]
         if len(inside) < len(x) and not self._never():
             outside = (home < 0).nonzero()[:, 0]
             gates = self.allocator.allocate(x[outside], logits[outside], self.centres)
-            query, chosen = gates.nonzero().T
-            pairs = torch.cat([pairs, torch.stack([outside[query], chosen])], 1)
-            pairs = pairs[:, pairs[0].argsort(stable=True)]
-        return pairs[0], pairs[1]
+            row, chosen = gates.nonzero().T
+            query, order = torch.cat([query, outside[row]]).sort(stable=True)
+            patch = torch.cat([patch, chosen])[order]
+        return query, patch
 
     def _never(self) -> bool:
         """Whether the allocator says that it never switches a patch on."""
