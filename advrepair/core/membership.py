@@ -16,7 +16,7 @@ from torch import Tensor
 from advrepair.core.box_index import Index, Pairs
 
 _PROBES = 32  # coordinates that are compared before the others, where many pairs are left
-_QUERIES, _ROWS, _PAIRS = 1024, 256, 2**18  # taken at a time, for bounded memory
+_QUERIES, _ROWS, _PAIRS = 1024, 512, 2**18  # taken at a time, for bounded memory
 _PAYS = 2**17  # pairs asked about before an index is built
 
 

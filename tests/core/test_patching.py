@@ -338,6 +338,38 @@ def test_gradients_through_many_patches_are_those_of_each(hidden):
         assert torch.allclose(slope[i], own[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("hidden", [(), (4,)])
+def test_derivatives_of_every_kind_are_those_of_the_plain_sum(hidden):
+    template = patch_template(fully_connected(1, (5, 4, 3)), hidden)
+    bank = PatchBank(template, random_stack(template, 6))
+    x, patch = torch.rand(4, 5), torch.tensor([5, 0, 0, 2])
+    weights = [{n: t[i] for n, t in bank.stack.items()} for i in patch]
+
+    def ours(x):
+        return bank.add_pairs(x[:, :3] ** 2, x, torch.arange(4), patch)
+
+    def plain(x):
+        rows = zip(weights, x, strict=True)
+        added = torch.cat([template.apply_tensors(own, row[None]) for own, row in rows])
+        return x[:, :3] ** 2 + added
+
+    def slope_of_slope(f):
+        y = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad((f(y) ** 2).sum(), y, create_graph=True)
+        return torch.autograd.grad((slope**2).sum(), y)[0]
+
+    ways = (
+        slope_of_slope,
+        lambda f: torch.func.grad(lambda y: f(y).sum())(x),
+        lambda f: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+        lambda f: torch.func.jacrev(f)(x),
+        lambda f: torch.autograd.functional.jacobian(f, x, vectorize=True),
+    )
+    for way in ways:
+        assert torch.allclose(way(ours), way(plain), rtol=1e-4, atol=1e-4)
+
+
 def test_the_index_follows_the_regions(monkeypatch):
     monkeypatch.setattr("advrepair.core.membership._PAYS", 1)
     repaired = repaired_network()
