@@ -212,16 +212,21 @@ def test_an_index_is_built_when_it_pays_and_once(monkeypatch):
     plain = Index.of
     monkeypatch.setattr(membership, "_PAYS", 100)
     monkeypatch.setattr(Index, "of", lambda *faces: built.append(faces) or plain(*faces))
-    box = Box(torch.zeros(10, 2), torch.ones(10, 2))
-    x = torch.rand(4, 2)
+    lower = torch.arange(10.0)[:, None].expand(10, 2).clone()
+    box, x = Box(lower, lower + 0.5), lower[3:7] + 0.25
     for _ in range(2):
-        assert box.first(x).tolist() == [0] * 4
+        assert box.first(x).tolist() == [3, 4, 5, 6]
     assert not built
     for _ in range(3):
-        assert box.first(x).tolist() == [0] * 4
+        assert box.first(x).tolist() == [3, 4, 5, 6]
     assert len(built) == 1
-    box.lower.add_(2)
-    box.upper.add_(2)
-    assert box.first(x).tolist() == [-1] * 4
-    assert copy.deepcopy(box).first(x).tolist() == [-1] * 4
-    assert pickle.loads(pickle.dumps(box)).first(x + 2).tolist() == [0] * 4
+    twin = copy.deepcopy(box)
+    assert pickle.loads(pickle.dumps(box)).first(x).tolist() == [3, 4, 5, 6]
+    monkeypatch.setattr(membership, "_PAYS", 1)
+    for moved, by in ((box, 1), (twin, 2)):  # in place
+        moved.lower.add_(by)
+        moved.upper.add_(by)
+    for _ in range(2):
+        assert box.first(x).tolist() == [2, 3, 4, 5]
+        assert twin.first(x).tolist() == [1, 2, 3, 4]
+    assert len(built) == 3

@@ -116,6 +116,15 @@ def test_the_sum_is_that_of_the_patches_that_are_on(seed, chunk):
         assert torch.allclose(found[i].double(), expected, atol=1e-4)
 
 
+def test_as_many_pairs_as_queries_need_not_be_one_each():
+    template = patch_template(fully_connected(1), ())
+    bank = PatchBank(template, random_stack(template, 3))
+    x, logits = torch.randn(3, 3), torch.randn(3, 4)
+    gates = torch.tensor([[True, False, True], [False] * 3, [False, True, False]])
+    found = bank.add_to(logits, x, gates).double()
+    assert torch.allclose(found, one_by_one(bank, logits, x, gates), atol=1e-4)
+
+
 def test_no_patch_leaves_every_bit():
     template = patch_template(fully_connected(1), ())
     bank = PatchBank(template, random_stack(template, 2))
@@ -164,6 +173,16 @@ def test_outside_the_allocator_chooses_and_inside_it_is_not_asked():
     x = torch.tensor([[0.9, 0.9], [0.5, 0.5]])
     logits = torch.tensor([[5.0, 0, 0]]).expand(2, -1)  # the label of all four balls
     assert repaired.route(x, logits).tolist() == [[False, False, False, True], [True] * 4]
+
+
+def test_another_allocator_is_asked_at_once():
+    repaired, x = repaired_network(), torch.tensor([[0.5, 0.5]])
+    assert torch.equal(repaired(x), repaired.base(x))
+    repaired.allocator = Cosine(top=4)
+    repaired.centres.label.fill_(int(repaired.base(x).argmax()))
+    assert torch.allclose(repaired(x), repaired.base(x) + 10, atol=1e-5)
+    repaired.allocator = NoAllocator()
+    assert torch.equal(repaired(x), repaired.base(x))
 
 
 def test_forward_takes_x_and_keeps_nothing():
@@ -392,4 +411,7 @@ def test_the_index_follows_the_regions(monkeypatch):
     with torch.inference_mode():
         assert torch.equal(repaired(x), expected)
         assert torch.equal(copy.deepcopy(repaired)(x), expected)
+    twin.float()
+    twin.box_lower, twin.box_upper = twin.box_lower + 10, twin.box_upper + 10
+    assert torch.equal(twin(x), twin.base(x))
     assert not any("kept" in key or "_box" in key for key in repaired.state_dict())
