@@ -319,6 +319,7 @@ def test_duty_1_there_is_one_membership_test():
         ("box.py", "holds"),
         ("membership.py", "_met"),
         ("membership.py", "_near"),  # the same in a few coordinates, before
+        ("membership.py", "candidates"),
         ("box.py", "to"),  # precisions
         ("areas.py", "areas"),  # which regions meet a part of a box that is verified
         ("inputs.py", "read_properties"),  # a region beyond the input range

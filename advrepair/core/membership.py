@@ -15,9 +15,42 @@ from torch import Tensor
 
 from advrepair.core.box_index import Index, Pairs
 
-_PROBES = 32  # coordinates that are compared before the others, where many pairs are left
+_COARSE, _SAMPLE = 6, 64  # coordinates of every pair without an index; boxes to choose them by
+_PROBES, _STAGE = 32, 8  # compared before the others where many pairs are left; at a time
 _QUERIES, _ROWS, _PAIRS = 1024, 512, 2**18  # taken at a time, for bounded memory
-_PAYS = 2**17  # pairs asked about before an index is built
+_PAYS = 2**19  # pairs asked about before an index is built
+
+
+@frozen(eq=False)
+class Scan:
+    """Boxes without an index: all pairs are compared, in a few coordinates. [k,R] each."""
+
+    coordinate: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    @classmethod
+    def of(cls, lower: Tensor, upper: Tensor) -> Scan:
+        """Of boxes with these faces, [R,S]: coordinates that vary tell most of them apart."""
+        some = lower[:_SAMPLE] if len(lower) else lower.new_zeros(1, lower.shape[1])
+        spread = some.double().var(0, correction=0)
+        coordinate = spread.topk(min(_COARSE, lower.shape[1])).indices
+        return cls(
+            coordinate, lower[:, coordinate].T.contiguous(), upper[:, coordinate].T.contiguous()
+        )
+
+    def candidates(self, low: Tensor, high: Tensor) -> Iterator[Pairs]:
+        """Pairs of a query and a box, each once, among them all that meet."""
+        below, above = low[:, self.coordinate], high[:, self.coordinate]
+        step = max(1, _PAIRS // self.lower.shape[1])
+        for start in range(0, len(low), step):
+            part, near = slice(start, start + step), None
+            for k, (lower, upper) in enumerate(zip(self.lower, self.upper, strict=True)):
+                met = (lower <= above[part, k, None]) & (below[part, k, None] <= upper)
+                near = met if near is None else near & met
+            if near is not None:
+                query, box = near.nonzero().T
+                yield query + start, box
 
 
 @frozen(eq=False)
@@ -26,7 +59,7 @@ class Membership:
 
     lower: Tensor
     upper: Tensor
-    index: Index | None = None
+    index: Index | Scan
 
     def first(self, x: Tensor) -> Tensor:
         """The first box that holds each point [N,S]: [N], -1 where there is none."""
@@ -51,30 +84,25 @@ class Membership:
         """Pairs, each once and in no order, and whether they meet; of others it is known."""
         if not len(self.lower):
             return
-        candidates = self.index.candidates if self.index else self._all
         for start in range(0, len(low), _QUERIES):
             below = low[start : start + _QUERIES]
             above = below if low is high else high[start : start + _QUERIES]
-            for query, box in candidates(below, above):
+            for query, box in self.index.candidates(below, above):
                 if len(query) > _QUERIES and low.shape[1] > _PROBES:
-                    near = self._near(below, above, query, box)
-                    query, box = query[near], box[near]
+                    query, box = self._near(below, above, query, box)
                 for i, j in zip(query.split(_ROWS), box.split(_ROWS), strict=True):
                     yield i + start, j, self._met(below, above, i, j)
 
-    def _all(self, low: Tensor, high: Tensor) -> Iterator[Pairs]:
-        """All pairs."""
-        box = torch.arange(len(self.lower), device=low.device)
-        for part in torch.arange(len(low), device=low.device).split(max(1, _PAIRS // len(box))):
-            yield part.repeat_interleave(len(box)), box.repeat(len(part))
-
-    def _near(self, low: Tensor, high: Tensor, query: Tensor, box: Tensor) -> Tensor:
-        """Whether query and box of each pair meet in a few coordinates: bool [.]."""
+    def _near(self, low: Tensor, high: Tensor, query: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the pairs that meet in some coordinates."""
         width = low.shape[1]
         probes = torch.arange(_PROBES, device=low.device) * width // _PROBES
-        i, j = query[:, None], box[:, None]
-        below = self.lower[j, probes] <= high[i, probes]
-        return (below & (low[i, probes] <= self.upper[j, probes])).all(1)
+        for some in probes.split(_STAGE):
+            i, j = query[:, None], box[:, None]
+            begun = self.lower[j, some] <= high[i, some]
+            kept = (begun & (low[i, some] <= self.upper[j, some])).all(1).nonzero()[:, 0]
+            query, box = query[kept], box[kept]
+        return query, box
 
     def _met(self, low: Tensor, high: Tensor, query: Tensor, box: Tensor) -> Tensor:
         """Whether query and box of each pair share a point: bool [.], by exact comparison."""
@@ -104,7 +132,7 @@ class Kept:
         low, high = lower.detach().flatten(1), upper.detach().flatten(1)
         self._built, self._asked = None, self._asked + len(low) * queries
         if self._asked < _PAYS or not len(low):
-            return Membership(low, high)
+            return Membership(low, high, Scan.of(low, high))
         self._versions = versions
         self._built = Membership(low, high, Index.of(low, high))
         return self._built
