@@ -23,7 +23,10 @@ _PAYS = 2**19  # pairs asked about before an index is built
 
 @frozen(eq=False)
 class Scan:
-    """Boxes without an index: all pairs are compared, in a few coordinates. [k,R] each."""
+    """Boxes without an index: all pairs are compared, in a few coordinates.
+
+    lower, upper: of all boxes, a row for each of those coordinates.
+    """
 
     coordinate: Tensor
     lower: Tensor
