@@ -219,6 +219,8 @@ class RepairedNetwork(nn.Module):
         """
         home = self.box.first(x)
         inside = (home >= 0).nonzero()[:, 0]
+        if not len(inside) and self._never():
+            return inside, inside
         patch = self.patch[home[inside]]
         on = (patch >= 0).nonzero()[:, 0]
         query, patch = inside[on], patch[on]
