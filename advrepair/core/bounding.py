@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from advrepair.core.box import Box, dot
+from advrepair.core.devices import CPU, moved, on
 from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, Verifier
@@ -108,7 +109,8 @@ class Batch:
 class Bounder:
     """Bounds for one repair: the verifier for training, the certifier for the proof.
 
-    memory: budget of a chunk, in bytes.
+    memory: budget of a chunk, in bytes. device: where rows of N are computed; what comes in
+    and what goes out lies where it did.
     """
 
     network: Network
@@ -117,7 +119,9 @@ class Bounder:
     certifier: Verifier
     rounding: Rounding
     memory: int
-    _functions: dict[str, BoundFn] = field(factory=dict)
+    device: torch.device = CPU
+    _functions: dict[str, BoundFn] = field(factory=dict, init=False)
+    _there: Bounder | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         if not self.certifier.rigorous:
@@ -132,6 +136,12 @@ class Bounder:
             "patch rigorous": self.certifier.prepare(self.template, self.rounding),
         }
 
+    def there(self) -> Bounder:
+        """The same with its networks on the device, for what lies there, too; made once."""
+        if self._there is None:
+            self._there = moved(evolve(self, device=CPU), self.device)
+        return self._there
+
     @property
     def one_verifier(self) -> bool:
         """Whether the proof's rows can serve the training too."""
@@ -142,6 +152,11 @@ class Bounder:
 
         Sound: each chunk is one call of the verifier, and a box's rows use that box only.
         """
+        if self.device != CPU:
+            with on(self.device):
+                asked = moved((box, C, d), self.device)
+                found = self.there().base(*asked, rigorous=rigorous)
+            return moved(found, box.lower.device)
         dtype = torch.float64 if rigorous else self.network.dtype
         function = self._functions["base rigorous" if rigorous else "base"]
         params = {name: t.to(dtype) for name, t in self.network.tensors.items()}
