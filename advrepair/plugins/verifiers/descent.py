@@ -1,0 +1,379 @@
+"""Lower and upper ends of a value's units by back-substitution, in blocks that fit the cache.
+
+The same bounds as :class:`~advrepair.plugins.verifiers.propagation.Propagation` finds step by
+step, with the same account of errors; what differs is the order of work. It serves plain calls
+only: nothing here can be differentiated or mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor
+
+from advrepair.core.box import Box
+from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
+from advrepair.core.rounding import UNDERFLOW, UNIT64, Rounding, above, gamma
+from advrepair.plugins.verifiers.account import Shallow
+from advrepair.plugins.verifiers.affine import fan_in
+from advrepair.plugins.verifiers.relaxations import Relaxation
+from advrepair.plugins.verifiers.transposed import Pull, flat, transposed, unflat
+
+_BLOCK_BYTES = 2**20  # of the widest rows of a block: half of a core's own cache
+_SAME = frozenset({"add", "reshape", "permute"})  # rows pass them unchanged
+# Roundings of ours at a ReLU beside those of a sum: of slope times constant, of that plus the
+# offset, of row times slope; the rest is to spare.
+_MORE = 16
+
+
+@frozen(eq=False)
+class _Count:
+    """What a row over a value takes along: ``row . constant``, and ``|row| . error`` at most.
+
+    constant: [B or 1,n]. error: [B,n]. None is nothing.
+    """
+
+    constant: Tensor | None
+    error: Tensor | None
+
+
+@frozen(eq=False)
+class _Lines:
+    """A ReLU's lines, and what coefficients of either sign take along through it.
+
+    lower, upper: [B,1,n]. positive, negative: [B,n,2] for constant and error, else [B,n,1].
+    """
+
+    lower: Tensor
+    upper: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+@define(eq=False)
+class _Rows:
+    """Rows on their way back, of some boxes: [boxes or 1,M,n] over each value they reached.
+
+    linear: over values that are affine in the input, whose midpoints b has. merged: values
+    over which a sum of rows is whose rounding is not in error yet.
+    """
+
+    boxes: slice
+    b: Tensor
+    error: Tensor
+    pending: dict[str, Tensor] = field(factory=dict)
+    linear: dict[str, Tensor] = field(factory=dict)
+    merged: set[str] = field(factory=set)
+
+    def add(self, constant: Tensor, error: Tensor | None) -> None:
+        """Enlarge the constant, which rounds, and the error."""
+        self.b = self.b + constant
+        if error is not None:
+            self.error = self.error + error + 2 * UNIT64 * self.b.abs()
+
+
+@define(eq=False)
+class Descent:
+    """Back-substitution in one call, whose relaxations, sums and sizes grow meanwhile."""
+
+    network: Network
+    params: Mapping[str, Tensor]
+    box: Box
+    rounding: Rounding | None
+    relaxed: Mapping[str, Relaxation]
+    shallow: Mapping[str, Shallow]
+    sums: Mapping[str, Tensor]
+    sizes: Mapping[str, Tensor]
+    _shapes: dict[str, tuple[int, ...]] = field(init=False)
+    _absorbed: set[str] = field(init=False)
+    _radius: Tensor = field(init=False)
+    _counts: dict[str, _Count] = field(factory=dict)
+    _lines: dict[tuple[str, bool], _Lines] = field(factory=dict)
+    _pulls: dict[str, Pull] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        operations = self.network.operations
+        self._shapes = {INPUT: self.network.input_shape} | {op.name: op.shape for op in operations}
+        readers: dict[str, list[str]] = {name: [] for name in self._shapes}
+        for op in operations:
+            for source in op.inputs:
+                readers[source].append(op.kind)
+        # The rows over these are always those over the one value that reads them.
+        self._absorbed = {
+            name for name, kinds in readers.items() if len(kinds) == 1 and kinds[0] in _SAME
+        }
+        self._radius = flat(self.box.radius, self.network.input_shape).unsqueeze(2)
+
+    def selective(self, index: int) -> bool:
+        """Whether a box's rows fill blocks of their own, so that it pays to leave some out.
+
+        It follows from the shapes alone.
+        """
+        return self._block(index) < 2 * size(self.network.operations[index].shape)
+
+    def ends(self, index: int, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Lower and upper ends of a value's units, [B,*shape] each.
+
+        wanted: bool [B,*shape], units whose ends are asked; the others may come out as NaN.
+        Sound as :meth:`Propagation.back_substitute`, and with the same slopes. What is left
+        out decides nothing about what is not.
+        """
+        op = self.network.operations[index]
+        units, block = size(op.shape), max(1, self._block(index) // 2)
+        head = self._head(index, units)
+        found = self._radius.new_full((2, len(self.box), units), torch.nan)
+        if wanted is None:
+            length = max(1, block // units)
+            for boxes in _slices(len(self.box), length):
+                least = self._least(index, head, boxes, slice(None))
+                found[:, boxes] = least.unflatten(1, (2, units)).transpose(0, 1)
+        else:
+            for box, keep in enumerate(flat(wanted, op.shape)):
+                for some in self._parts(keep, block):
+                    least = self._least(index, head, slice(box, box + 1), some)
+                    found[:, box, some] = least.view(2, -1)
+        return unflat(found[0], op.shape), unflat(-found[1], op.shape)
+
+    @staticmethod
+    def _parts(keep: Tensor, block: int) -> Iterator[slice | Tensor]:
+        """The units to keep, or all where nearly all are: so many at a time.
+
+        Every part has the same length, so that no row's bits depend on how many there are.
+        """
+        chosen, units = keep.nonzero().squeeze(1), len(keep)
+        if units >= block and 4 * len(chosen) >= 3 * units:
+            for part in _slices(units, block):
+                yield slice(min(part.start, units - block), min(part.stop, units))
+            return
+        for part in _slices(len(chosen), block):
+            rows = chosen[part]
+            yield torch.cat([rows, rows[-1:].expand(block - len(rows))])
+
+    def _block(self, index: int) -> int:
+        """Rows of a block."""
+        below = self.network.operations[: index + 1]
+        widest = max(size(self.network.input_shape), *(size(op.shape) for op in below))
+        return max(1, _BLOCK_BYTES // (self._radius.element_size() * widest))
+
+    def _head(self, index: int, units: int) -> _Rows:
+        """Rows of every unit down to the ReLUs, which all boxes share; b, error: [B,2,units].
+
+        Second in b and error are the units' negations.
+        """
+        op = self.network.operations[index]
+        eye = torch.eye(units, dtype=self._radius.dtype, device=self._radius.device)
+        zero = self._radius.new_zeros(1, units)
+        rows = _Rows(slice(None), zero, zero)
+        self._arrive(rows, op.name, eye.unsqueeze(0))
+        for op in reversed(self.network.operations[: index + 1]):
+            if op.kind != "relu":
+                self._step(rows, op)
+        b, error = (t.expand(len(self.box), -1) for t in (rows.b, rows.error))
+        rows.b, rows.error = torch.stack([b, -b], 1), torch.stack([error, error], 1)
+        # The highest ReLU gets rows from nowhere else: its sums are taken for all boxes at once.
+        for op in reversed(self.network.operations[: index + 1]):
+            if op.name in rows.pending:
+                A = rows.pending[op.name][0]
+                signed = torch.stack([A.relu(), A.clamp(max=0)])
+                rows.pending[op.name] = signed
+                lines = self._of_relu(op, op.name in rows.merged)
+                # [2,B,units,k]: both parts by what either sign takes along.
+                up, down = (
+                    torch.einsum("smn,bnk->sbmk", signed, along)
+                    for along in (lines.positive, lines.negative)
+                )
+                met = torch.stack([up[0] + down[1], -(up[1] + down[0])], 1)
+                rows.add(met[..., 0], met[..., 1] if self.rounding else None)
+                break
+        return rows
+
+    def _least(self, index: int, head: _Rows, boxes: slice, units: slice | Tensor) -> Tensor:
+        """Lower ends of units and of their negations, for some boxes: [boxes,M], M twice units."""
+        some = _Rows(boxes, *(t[boxes][:, :, units].flatten(1) for t in (head.b, head.error)))
+        first = True
+        for op in reversed(self.network.operations[: index + 1]):
+            if op.kind != "relu":
+                self._step(some, op)
+            elif op.name in head.pending and first:
+                first = False
+                self._arrive(some, op.inputs[0], self._begun(op, head, boxes, units), counted=True)
+            else:
+                if op.name in head.pending:
+                    self._merge(some, op.name, _both(head.pending[op.name][:, units]))
+                    some.merged |= head.merged & {op.name}
+                self._through_relu(some, op)
+        A = some.linear.get(INPUT)
+        if INPUT in head.linear:
+            A = _sum(A, _both(head.linear[INPUT][:, units]))
+        spread = torch.zeros_like(some.b)
+        if A is not None:
+            spread = (A.abs_() @ self._radius[boxes]).squeeze(2)
+        lowest = some.b - spread
+        if self.rounding:
+            total = above(some.error + 4 * UNIT64 * some.b.abs()) + UNDERFLOW
+            lowest = lowest - total - above(4 * UNIT64 * spread)
+        return lowest
+
+    def _begun(self, op: Operation, head: _Rows, boxes: slice, units: slice | Tensor) -> Tensor:
+        """Rows of the highest ReLU, and of the negated ones, over its input: [boxes,M,n]."""
+        positive, negative = head.pending[op.name][:, units]
+        lines = self._of_relu(op, op.name in head.merged)
+        lower, upper = lines.lower[boxes], lines.upper[boxes]
+        count = len(positive)
+        A = positive.new_empty(len(lower), 2 * count, positive.shape[1])
+        torch.mul(positive, lower, out=A[:, :count]).addcmul_(negative, upper)
+        torch.mul(negative, -lower, out=A[:, count:]).addcmul_(positive, -upper)
+        return A
+
+    def _step(self, rows: _Rows, op: Operation) -> None:
+        """Rows over the result of an operation, not a ReLU, as rows over its inputs."""
+        if (A := rows.linear.pop(op.name, None)) is not None:
+            source = op.inputs[0]
+            rows.linear[source] = _sum(rows.linear.get(source), self._pull(op, A))
+        if (A := rows.pending.pop(op.name, None)) is not None:
+            if op.kind != "add":
+                A = self._pull(op, A)
+            for source in op.inputs:
+                self._arrive(rows, source, A, counted=source in self._absorbed)
+
+    def _through_relu(self, rows: _Rows, op: Operation) -> None:
+        A = rows.pending.pop(op.name, None)
+        if A is None:
+            return
+        lines = self._of_relu(op, op.name in rows.merged)
+        positive, negative = A.relu(), A.clamp(max=0)
+        found = positive @ lines.positive[rows.boxes] + negative @ lines.negative[rows.boxes]
+        rows.add(found[..., 0], found[..., 1] if self.rounding else None)
+        A = positive.mul_(lines.lower[rows.boxes]).addcmul_(negative, lines.upper[rows.boxes])
+        self._arrive(rows, op.inputs[0], A, counted=True)
+
+    def _arrive(self, rows: _Rows, name: str, A: Tensor, counted: bool = False) -> None:
+        """Rows reach a value; counted: their constant and their error over it are, already."""
+        count = self._count(name)
+        if not counted and count.constant is not None:
+            rows.add(_dot(A, count.constant[rows.boxes]), rows.b.new_zeros(()))
+        if not counted and count.error is not None:
+            rows.error = rows.error + _dot(A.abs(), count.error[rows.boxes])
+        if name in self.shallow:
+            rows.linear[name] = _sum(rows.linear.get(name), A)
+        else:
+            self._merge(rows, name, A)
+
+    def _merge(self, rows: _Rows, name: str, A: Tensor) -> None:
+        if name not in rows.pending:
+            rows.pending[name] = A
+            return
+        rows.pending[name] = total = rows.pending[name] + A
+        if self.rounding and name in self.relaxed:
+            rows.merged.add(name)
+        elif self.rounding:
+            size = flat(self.sizes[name], self._shapes[name])[rows.boxes]
+            rows.error = rows.error + 2 * UNIT64 * _dot(total.abs(), size)
+
+    def _pull(self, op: Operation, A: Tensor) -> Tensor:
+        if op.name not in self._pulls:
+            self._pulls[op.name] = transposed(op, self.params, self._shapes[op.inputs[0]])
+        return self._pulls[op.name](A)
+
+    def _of_relu(self, op: Operation, merged: bool) -> _Lines:
+        """The lines of a ReLU, with what is counted at its input.
+
+        Sound: a coefficient a times a line s z + t is a s over z, and a t; what a row over z
+        takes along is linear, so a takes s times that along. The constants are rounded a few
+        times more than in a sum of products, which the errors they come with allow for.
+        """
+        if (op.name, merged) not in self._lines:
+            relaxed, count = self.relaxed[op.name], self._count(op.inputs[0])
+            lower, upper, offset = (
+                flat(t, op.shape)
+                for t in (relaxed.lower_slope, relaxed.upper_slope, relaxed.offset)
+            )
+            if count.constant is None:
+                positive, negative = [torch.zeros_like(lower)], [offset]
+            else:
+                positive = [lower * count.constant]
+                negative = [upper * count.constant + offset]
+            if self.rounding:
+                own = gamma(size(op.shape) + 4 + _MORE) * offset
+                met = 2 * UNIT64 * flat(self.sizes[op.name], op.shape) if merged else 0.0
+                error = 0.0 if count.error is None else count.error
+                positive.append(lower * error + met)
+                negative.append(-(upper * error + own + met))
+            self._lines[op.name, merged] = _Lines(
+                lower.unsqueeze(1),
+                upper.unsqueeze(1),
+                torch.stack(positive, 2),
+                torch.stack(negative, 2),
+            )
+        return self._lines[op.name, merged]
+
+    def _count(self, name: str) -> _Count:
+        """What rows over a value take along there, and at the values that it absorbed."""
+        if name not in self._counts:
+            self._counts[name] = self._counted(name)
+        return self._counts[name]
+
+    def _counted(self, name: str) -> _Count:
+        shape, boxes = self._shapes[name], len(self.box)
+        if value := self.shallow.get(name):
+            center, radius = flat(value.center, shape), flat(value.radius, shape)
+            if not self.rounding:
+                return _Count(center.expand(boxes, -1), None)
+            # Also for what the rows that are pulled on to the input are off by.
+            terms = size(shape) + size(self.network.input_shape) + 16 + _MORE
+            error = flat(value.error, shape) + gamma(terms) * (center.abs() + 8 * radius)
+            return _Count(center.expand(boxes, -1), error)
+        op = next(op for op in self.network.operations if op.name == name)
+        constant, error = self._own(op)
+        if op.kind in _SAME:
+            for source in op.inputs:
+                if source in self._absorbed:
+                    count, before = self._count(source), self._shapes[source]
+                    constant = _sum(constant, _moved(count.constant, op, before))
+                    error = _sum(error, _moved(count.error, op, before))
+        return _Count(constant, error)
+
+    def _own(self, op: Operation) -> tuple[Tensor | None, Tensor | None]:
+        """The constant of one operation, and the error of it and of our rows through it."""
+        constant = error = None
+        if "bias" in op.tensors and op.kind != "relu":
+            bias = self.params[op.tensors["bias"]]
+            if op.kind == "conv2d":
+                bias = bias.view(-1, 1, 1)
+            constant = flat(bias.expand(len(self.box), *op.shape), op.shape)
+        terms = fan_in(op, self.params)
+        if self.rounding and terms:
+            rate = self.rounding.relative(terms, size(op.shape) + terms + _MORE)
+            error = rate * flat(self.sums[op.name], op.shape) + self.rounding.absolute(terms)
+        return constant, error
+
+
+def _slices(count: int, length: int) -> Iterator[slice]:
+    for start in range(0, count, length):
+        yield slice(start, start + length)
+
+
+def _sum(before: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if before is None or more is None:
+        return more if before is None else before
+    return before + more
+
+
+def _both(A: Tensor) -> Tensor:
+    return torch.cat([A, -A], 1)
+
+
+def _dot(A: Tensor, value: Tensor) -> Tensor:
+    """Rows [B or 1,M,n] times a value [B,n]: [B,M]."""
+    if len(A) == 1:
+        return value @ A[0].T
+    return (A @ value.unsqueeze(2)).squeeze(2)
+
+
+def _moved(value: Tensor | None, op: Operation, before: tuple[int, ...]) -> Tensor | None:
+    """A value [B,n] of the shape before through an operation that only rearranges."""
+    if value is None or op.kind == "add":
+        return value
+    return flat(STEPS[op.kind](op, {}, [unflat(value, before)]), op.shape)
