@@ -19,7 +19,17 @@ from advrepair.core.rounding import UNDERFLOW, UNIT64, Rounding, above, gamma
 from advrepair.plugins.verifiers.account import Shallow
 from advrepair.plugins.verifiers.affine import fan_in
 from advrepair.plugins.verifiers.relaxations import Relaxation
-from advrepair.plugins.verifiers.transposed import Pull, flat, transposed, unflat
+from advrepair.plugins.verifiers.transposed import (
+    Band,
+    Pull,
+    bands_below,
+    cut,
+    flat,
+    grown,
+    lines_of,
+    transposed,
+    unflat,
+)
 
 _BLOCK_BYTES = 2**20  # of the widest rows of a block: half of a core's own cache
 _SAME = frozenset({"add", "reshape", "permute"})  # rows pass them unchanged
@@ -43,7 +53,7 @@ class _Count:
 class _Lines:
     """A ReLU's lines, and what coefficients of either sign take along through it.
 
-    lower, upper: [B,1,n]. positive, negative: [B,n,2] for constant and error, else [B,n,1].
+    lower, upper: [B,1,n]. positive, negative: [B,2,n] for constant and error, else [B,1,n].
     """
 
     lower: Tensor
@@ -56,11 +66,14 @@ class _Lines:
 class _Rows:
     """Rows on their way back, of some boxes: [boxes or 1,M,n] over each value they reached.
 
+    bands: the lines of each value that any row can meet; the rows are over those.
+
     linear: over values that are affine in the input, whose midpoints b has. merged: values
     over which a sum of rows is whose rounding is not in error yet.
     """
 
     boxes: slice
+    bands: Mapping[str, Band]
     b: Tensor
     error: Tensor
     pending: dict[str, Tensor] = field(factory=dict)
@@ -92,6 +105,7 @@ class Descent:
     _counts: dict[str, _Count] = field(factory=dict)
     _lines: dict[tuple[str, bool], _Lines] = field(factory=dict)
     _pulls: dict[str, Pull] = field(factory=dict)
+    _known_bands: dict[tuple[int, Band], Mapping[str, Band]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         operations = self.network.operations
@@ -104,7 +118,7 @@ class Descent:
         self._absorbed = {
             name for name, kinds in readers.items() if len(kinds) == 1 and kinds[0] in _SAME
         }
-        self._radius = flat(self.box.radius, self.network.input_shape).unsqueeze(2)
+        self._radius = flat(self.box.radius, self.network.input_shape)
 
     def selective(self, index: int) -> bool:
         """Whether a box's rows fill blocks of their own, so that it pays to leave some out.
@@ -165,7 +179,7 @@ class Descent:
         op = self.network.operations[index]
         eye = torch.eye(units, dtype=self._radius.dtype, device=self._radius.device)
         zero = self._radius.new_zeros(1, units)
-        rows = _Rows(slice(None), zero, zero)
+        rows = _Rows(slice(None), self._bands(index, slice(None)), zero, zero)
         self._arrive(rows, op.name, eye.unsqueeze(0))
         for op in reversed(self.network.operations[: index + 1]):
             if op.kind != "relu":
@@ -181,7 +195,7 @@ class Descent:
                 lines = self._of_relu(op, op.name in rows.merged)
                 # [2,B,units,k]: both parts by what either sign takes along.
                 up, down = (
-                    torch.einsum("smn,bnk->sbmk", signed, along)
+                    torch.einsum("smn,bkn->sbmk", signed, along)
                     for along in (lines.positive, lines.negative)
                 )
                 met = torch.stack([up[0] + down[1], -(up[1] + down[0])], 1)
@@ -191,52 +205,78 @@ class Descent:
 
     def _least(self, index: int, head: _Rows, boxes: slice, units: slice | Tensor) -> Tensor:
         """Lower ends of units and of their negations, for some boxes: [boxes,M], M twice units."""
-        some = _Rows(boxes, *(t[boxes][:, :, units].flatten(1) for t in (head.b, head.error)))
+        start = (t[boxes][:, :, units].flatten(1) for t in (head.b, head.error))
+        some = _Rows(boxes, self._bands(index, units), *start)
         first = True
         for op in reversed(self.network.operations[: index + 1]):
             if op.kind != "relu":
                 self._step(some, op)
             elif op.name in head.pending and first:
                 first = False
-                self._arrive(some, op.inputs[0], self._begun(op, head, boxes, units), counted=True)
+                A = self._begun(op, head, some, units)
+                self._arrive(some, op.inputs[0], A, counted=True)
             else:
                 if op.name in head.pending:
-                    self._merge(some, op.name, _both(head.pending[op.name][:, units]))
+                    A = head.pending[op.name][:, units]
+                    self._merge(some, op.name, _both(self._cut(some, op.name, A)))
                     some.merged |= head.merged & {op.name}
                 self._through_relu(some, op)
         A = some.linear.get(INPUT)
         if INPUT in head.linear:
-            A = _sum(A, _both(head.linear[INPUT][:, units]))
+            A = _sum(A, _both(self._cut(some, INPUT, head.linear[INPUT][:, units])))
         spread = torch.zeros_like(some.b)
         if A is not None:
-            spread = (A.abs_() @ self._radius[boxes]).squeeze(2)
+            radius = self._cut(some, INPUT, self._radius[boxes])
+            spread = (A.abs_() @ radius.unsqueeze(2)).squeeze(2)
         lowest = some.b - spread
         if self.rounding:
             total = above(some.error + 4 * UNIT64 * some.b.abs()) + UNDERFLOW
             lowest = lowest - total - above(4 * UNIT64 * spread)
         return lowest
 
-    def _begun(self, op: Operation, head: _Rows, boxes: slice, units: slice | Tensor) -> Tensor:
+    def _begun(self, op: Operation, head: _Rows, some: _Rows, units: slice | Tensor) -> Tensor:
         """Rows of the highest ReLU, and of the negated ones, over its input: [boxes,M,n]."""
-        positive, negative = head.pending[op.name][:, units]
+        positive, negative = self._cut(some, op.name, head.pending[op.name])[:, units]
         lines = self._of_relu(op, op.name in head.merged)
-        lower, upper = lines.lower[boxes], lines.upper[boxes]
+        lower, upper = (self._cut(some, op.name, t[some.boxes]) for t in (lines.lower, lines.upper))
         count = len(positive)
         A = positive.new_empty(len(lower), 2 * count, positive.shape[1])
         torch.mul(positive, lower, out=A[:, :count]).addcmul_(negative, upper)
         torch.mul(negative, -lower, out=A[:, count:]).addcmul_(positive, -upper)
-        return A
+        return grown(A, op.shape, some.bands[op.name], some.bands[op.inputs[0]])
+
+    def _bands(self, index: int, units: slice | Tensor) -> Mapping[str, Band]:
+        """Lines of every value that these units of one can depend on."""
+        below = self.network.operations[: index + 1]
+        shape = below[-1].shape
+        lines = lines_of(shape)
+        first, last = 0, size(shape) - 1
+        if isinstance(units, Tensor):
+            first, last = int(units.min()), int(units.max())
+        elif units != slice(None):
+            first, last = units.start, units.stop - 1
+        each = size(shape) // lines
+        band = (first // each, last // each + 1)
+        if (index, band) not in self._known_bands:
+            found = bands_below(below, self.params, self._shapes, band)
+            self._known_bands[index, band] = found
+        return self._known_bands[index, band]
+
+    def _cut(self, rows: _Rows, name: str, value: Tensor) -> Tensor:
+        return cut(value, self._shapes[name], rows.bands[name])
 
     def _step(self, rows: _Rows, op: Operation) -> None:
         """Rows over the result of an operation, not a ReLU, as rows over its inputs."""
         if (A := rows.linear.pop(op.name, None)) is not None:
             source = op.inputs[0]
-            rows.linear[source] = _sum(rows.linear.get(source), self._pull(op, A))
+            rows.linear[source] = _sum(rows.linear.get(source), self._pull(rows, op, A))
         if (A := rows.pending.pop(op.name, None)) is not None:
-            if op.kind != "add":
-                A = self._pull(op, A)
             for source in op.inputs:
-                self._arrive(rows, source, A, counted=source in self._absorbed)
+                if op.kind == "add":
+                    over = grown(A, op.shape, rows.bands[op.name], rows.bands[source])
+                else:
+                    over = self._pull(rows, op, A)
+                self._arrive(rows, source, over, counted=source in self._absorbed)
 
     def _through_relu(self, rows: _Rows, op: Operation) -> None:
         A = rows.pending.pop(op.name, None)
@@ -244,18 +284,25 @@ class Descent:
             return
         lines = self._of_relu(op, op.name in rows.merged)
         positive, negative = A.relu(), A.clamp(max=0)
-        found = positive @ lines.positive[rows.boxes] + negative @ lines.negative[rows.boxes]
+        lower, upper, up, down = (
+            self._cut(rows, op.name, t[rows.boxes])
+            for t in (lines.lower, lines.upper, lines.positive, lines.negative)
+        )
+        found = positive @ up.transpose(1, 2) + negative @ down.transpose(1, 2)
         rows.add(found[..., 0], found[..., 1] if self.rounding else None)
-        A = positive.mul_(lines.lower[rows.boxes]).addcmul_(negative, lines.upper[rows.boxes])
+        A = positive.mul_(lower).addcmul_(negative, upper)
+        A = grown(A, op.shape, rows.bands[op.name], rows.bands[op.inputs[0]])
         self._arrive(rows, op.inputs[0], A, counted=True)
 
     def _arrive(self, rows: _Rows, name: str, A: Tensor, counted: bool = False) -> None:
         """Rows reach a value; counted: their constant and their error over it are, already."""
         count = self._count(name)
         if not counted and count.constant is not None:
-            rows.add(_dot(A, count.constant[rows.boxes]), rows.b.new_zeros(()))
+            rows.add(
+                _dot(A, self._cut(rows, name, count.constant[rows.boxes])), rows.b.new_zeros(())
+            )
         if not counted and count.error is not None:
-            rows.error = rows.error + _dot(A.abs(), count.error[rows.boxes])
+            rows.error = rows.error + _dot(A.abs(), self._cut(rows, name, count.error[rows.boxes]))
         if name in self.shallow:
             rows.linear[name] = _sum(rows.linear.get(name), A)
         else:
@@ -269,13 +316,14 @@ class Descent:
         if self.rounding and name in self.relaxed:
             rows.merged.add(name)
         elif self.rounding:
-            size = flat(self.sizes[name], self._shapes[name])[rows.boxes]
-            rows.error = rows.error + 2 * UNIT64 * _dot(total.abs(), size)
+            most = self._cut(rows, name, flat(self.sizes[name], self._shapes[name])[rows.boxes])
+            rows.error = rows.error + 2 * UNIT64 * _dot(total.abs(), most)
 
-    def _pull(self, op: Operation, A: Tensor) -> Tensor:
+    def _pull(self, rows: _Rows, op: Operation, A: Tensor) -> Tensor:
+        source = op.inputs[0]
         if op.name not in self._pulls:
-            self._pulls[op.name] = transposed(op, self.params, self._shapes[op.inputs[0]])
-        return self._pulls[op.name](A)
+            self._pulls[op.name] = transposed(op, self.params, self._shapes[source])
+        return self._pulls[op.name](A, rows.bands[op.name], rows.bands[source])
 
     def _of_relu(self, op: Operation, merged: bool) -> _Lines:
         """The lines of a ReLU, with what is counted at its input.
@@ -304,8 +352,8 @@ class Descent:
             self._lines[op.name, merged] = _Lines(
                 lower.unsqueeze(1),
                 upper.unsqueeze(1),
-                torch.stack(positive, 2),
-                torch.stack(negative, 2),
+                torch.stack(positive, 1),
+                torch.stack(negative, 1),
             )
         return self._lines[op.name, merged]
 
