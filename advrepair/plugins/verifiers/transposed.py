@@ -105,7 +105,10 @@ def transposed(op: Operation, params: Mapping[str, Tensor], shape: Sequence[int]
     if op.kind == "reshape" and len(shape) == len(op.shape) == 1:
         return lambda A, have, want: A
     if op.kind == "conv2d":
-        return _convolution(op, params, shape)
+        weight = params[op.tensors["weight"]]
+        if weight.dtype == torch.float32 and set(integers(op, "stride")) == {1}:
+            return _library(op, weight, shape)
+        return _convolution(op, weight, shape)
     linear = without_bias(op)
 
     def rows(A: Tensor, have: Band, want: Band) -> Tensor:
@@ -116,34 +119,64 @@ def transposed(op: Operation, params: Mapping[str, Tensor], shape: Sequence[int]
     return rows
 
 
-def _convolution(op: Operation, params: Mapping[str, Tensor], shape: Sequence[int]) -> Pull:
-    """A convolution as one product a strip of a line of its result, then a sum of strips."""
-    weight = params[op.tensors["weight"]]
+def _library(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
+    """A convolution by the library's own, which is fast in float32 where no step is skipped."""
+    (top, left), dilation = integers(op, "padding"), integers(op, "dilation")
+    groups = integers(op, "groups")[0]
+    (channels, _, width), (inputs, _, columns) = op.shape, shape
+
+    def rows(A: Tensor, have: Band, want: Band) -> Tensor:
+        images = A.reshape(-1, have[1] - have[0], width, channels).permute(0, 3, 1, 2)
+        found = F.conv_transpose2d(
+            images, weight, padding=(0, left), groups=groups, dilation=dilation
+        ).permute(0, 2, 3, 1)
+        return _lines(found.flatten(2), have[0] - top, want).unflatten(0, A.shape[:2])
+
+    return rows
+
+
+def _lines(images: Tensor, first: int, want: Band) -> Tensor:
+    """A band of images [N,lines,numbers] of which the first line is that one; 0 beyond them."""
+    start, stop = want[0] - first, want[1] - first
+    missing = (max(0, -start), max(0, stop - images.shape[1]))
+    images = images[:, max(0, start) : max(0, stop)]
+    return (F.pad(images, (0, 0, *missing)) if any(missing) else images).flatten(1)
+
+
+def _convolution(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
+    """A convolution as products of strips of lines, each added in place where it belongs.
+
+    Between the images are lines of zeros, so that all lines of all images lie at one distance
+    and one product takes them; what it adds beyond an image is zero.
+    """
     (down, right), (top, left) = integers(op, "stride"), integers(op, "padding")
     gap, kernel = integers(op, "dilation")[0], weight.shape[2]
     (channels, _, width), (inputs, _, columns) = op.shape, shape
     strip = _strip(op, weight, inputs)
     matrix, reach = _matrix(op, weight, strip)
+    matrix = matrix.view(len(matrix), kernel, -1)
+    tall, below = gap * (kernel - 1) + 1, columns * inputs
+    apart = max(0, -((down - tall) // down))
 
     def rows(A: Tensor, have: Band, want: Band) -> Tensor:
-        height, lines = have[1] - have[0], want[1] - want[0]
-        met = A.reshape(-1, strip * channels) @ matrix
-        met = met.view(-1, height, width // strip, kernel, reach * inputs)
-        found = met.new_zeros(len(met), lines, columns * inputs)
-        for k in range(kernel):
-            # Line h of the one band meets line h * down + above of the other.
-            above = have[0] * down + k * gap - top - want[0]
-            first, last = max(0, -(above // down)), min(height - 1, (lines - 1 - above) // down)
-            if first > last:
-                continue
-            part = found[:, first * down + above : last * down + above + 1 : down]
-            for at in range(width // strip):
-                start = at * strip * right - left
-                low, high = max(0, start), min(columns, start + reach)
-                part[:, :, low * inputs : high * inputs] += met[
-                    :, first : last + 1, at, k, (low - start) * inputs : (high - start) * inputs
-                ]
-        return found.view(*A.shape[:2], -1)
+        height, count = have[1] - have[0], A.shape[0] * A.shape[1]
+        lines = A.reshape(count, height, width * channels)
+        if apart:
+            lines = F.pad(lines, (0, 0, 0, apart))
+        total, each = count * (height + apart), down * (height + apart)
+        lines = lines.reshape(total, -1)
+        found = A.new_zeros(count * each + tall, below)
+        for at in range(width // strip):
+            start = at * strip * right - left
+            low, high = max(0, start) * inputs, min(columns, start + reach) * inputs
+            part = lines[:, at * strip * channels : (at + 1) * strip * channels]
+            for k in range(kernel):
+                place = found.as_strided(
+                    (total, high - low), (down * below, 1), k * gap * below + low
+                )
+                place.addmm_(part, matrix[:, k, low - start * inputs : high - start * inputs])
+        images = found[: count * each].view(count, each, below)
+        return _lines(images, have[0] * down - top, want).unflatten(0, A.shape[:2])
 
     return rows
 
