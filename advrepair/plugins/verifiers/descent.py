@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor
 
 from advrepair.core.box import Box
-from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
-from advrepair.core.rounding import UNDERFLOW, UNIT64, Rounding, above, gamma
-from advrepair.plugins.verifiers.account import Shallow
-from advrepair.plugins.verifiers.affine import fan_in
-from advrepair.plugins.verifiers.relaxations import Relaxation
+from advrepair.core.graph import INPUT, Network, Operation, size
+from advrepair.core.rounding import UNDERFLOW, UNIT64, Rounding, above
+from advrepair.plugins.verifiers.counts import Counts
 from advrepair.plugins.verifiers.transposed import (
     Band,
     Pull,
@@ -32,44 +30,15 @@ from advrepair.plugins.verifiers.transposed import (
 )
 
 _BLOCK_BYTES = 2**20  # of the widest rows of a block: half of a core's own cache
-_SAME = frozenset({"add", "reshape", "permute"})  # rows pass them unchanged
-# Roundings of ours at a ReLU beside those of a sum: of slope times constant, of that plus the
-# offset, of row times slope; the rest is to spare.
-_MORE = 16
-
-
-@frozen(eq=False)
-class _Count:
-    """What a row over a value takes along: ``row . constant``, and ``|row| . error`` at most.
-
-    constant: [B or 1,n]. error: [B,n]. None is nothing.
-    """
-
-    constant: Tensor | None
-    error: Tensor | None
-
-
-@frozen(eq=False)
-class _Lines:
-    """A ReLU's lines, and what coefficients of either sign take along through it.
-
-    lower, upper: [B,1,n]. positive, negative: [B,2,n] for constant and error, else [B,1,n].
-    """
-
-    lower: Tensor
-    upper: Tensor
-    positive: Tensor
-    negative: Tensor
 
 
 @define(eq=False)
 class _Rows:
     """Rows on their way back, of some boxes: [boxes or 1,M,n] over each value they reached.
 
-    bands: the lines of each value that any row can meet; the rows are over those.
-
-    linear: over values that are affine in the input, whose midpoints b has. merged: values
-    over which a sum of rows is whose rounding is not in error yet.
+    bands: the lines of each value that any row can meet; the rows are over those. linear:
+    over values that are affine in the input, whose midpoints b has. merged: ReLUs over which
+    a sum of rows is whose rounding is not in error yet.
     """
 
     boxes: slice
@@ -95,29 +64,12 @@ class Descent:
     params: Mapping[str, Tensor]
     box: Box
     rounding: Rounding | None
-    relaxed: Mapping[str, Relaxation]
-    shallow: Mapping[str, Shallow]
-    sums: Mapping[str, Tensor]
-    sizes: Mapping[str, Tensor]
-    _shapes: dict[str, tuple[int, ...]] = field(init=False)
-    _absorbed: set[str] = field(init=False)
+    counts: Counts
     _radius: Tensor = field(init=False)
-    _counts: dict[str, _Count] = field(factory=dict)
-    _lines: dict[tuple[str, bool], _Lines] = field(factory=dict)
     _pulls: dict[str, Pull] = field(factory=dict)
     _known_bands: dict[tuple[int, Band], Mapping[str, Band]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        operations = self.network.operations
-        self._shapes = {INPUT: self.network.input_shape} | {op.name: op.shape for op in operations}
-        readers: dict[str, list[str]] = {name: [] for name in self._shapes}
-        for op in operations:
-            for source in op.inputs:
-                readers[source].append(op.kind)
-        # The rows over these are always those over the one value that reads them.
-        self._absorbed = {
-            name for name, kinds in readers.items() if len(kinds) == 1 and kinds[0] in _SAME
-        }
         self._radius = flat(self.box.radius, self.network.input_shape)
 
     def selective(self, index: int) -> bool:
@@ -139,8 +91,7 @@ class Descent:
         head = self._head(index, units)
         found = self._radius.new_full((2, len(self.box), units), torch.nan)
         if wanted is None:
-            length = max(1, block // units)
-            for boxes in _slices(len(self.box), length):
+            for boxes in _slices(len(self.box), max(2, block // units)):
                 least = self._least(index, head, boxes, slice(None))
                 found[:, boxes] = least.unflatten(1, (2, units)).transpose(0, 1)
         else:
@@ -158,12 +109,10 @@ class Descent:
         """
         chosen, units = keep.nonzero().squeeze(1), len(keep)
         if units >= block and 4 * len(chosen) >= 3 * units:
-            for part in _slices(units, block):
-                yield slice(min(part.start, units - block), min(part.stop, units))
+            yield from _slices(units, block)
             return
-        for part in _slices(len(chosen), block):
-            rows = chosen[part]
-            yield torch.cat([rows, rows[-1:].expand(block - len(rows))])
+        for part in chosen.split(block) if len(chosen) else ():
+            yield torch.cat([part, part[-1:].expand(block - len(part))])
 
     def _block(self, index: int) -> int:
         """Rows of a block."""
@@ -192,7 +141,7 @@ class Descent:
                 A = rows.pending[op.name][0]
                 signed = torch.stack([A.relu(), A.clamp(max=0)])
                 rows.pending[op.name] = signed
-                lines = self._of_relu(op, op.name in rows.merged)
+                lines = self.counts.through(op, op.name in rows.merged)
                 # [2,B,units,k]: both parts by what either sign takes along.
                 up, down = (
                     torch.einsum("smn,bkn->sbmk", signed, along)
@@ -205,8 +154,8 @@ class Descent:
 
     def _least(self, index: int, head: _Rows, boxes: slice, units: slice | Tensor) -> Tensor:
         """Lower ends of units and of their negations, for some boxes: [boxes,M], M twice units."""
-        start = (t[boxes][:, :, units].flatten(1) for t in (head.b, head.error))
-        some = _Rows(boxes, self._bands(index, units), *start)
+        b, error = (t[boxes][:, :, units].flatten(1) for t in (head.b, head.error))
+        some = _Rows(boxes, self._bands(index, units), b, error)
         first = True
         for op in reversed(self.network.operations[: index + 1]):
             if op.kind != "relu":
@@ -221,13 +170,13 @@ class Descent:
                     self._merge(some, op.name, _both(self._cut(some, op.name, A)))
                     some.merged |= head.merged & {op.name}
                 self._through_relu(some, op)
-        A = some.linear.get(INPUT)
         if INPUT in head.linear:
-            A = _sum(A, _both(self._cut(some, INPUT, head.linear[INPUT][:, units])))
+            A = _both(self._cut(some, INPUT, head.linear[INPUT][:, units]))
+            some.linear[INPUT] = _sum(some.linear.get(INPUT), A)
         spread = torch.zeros_like(some.b)
-        if A is not None:
+        if INPUT in some.linear:
             radius = self._cut(some, INPUT, self._radius[boxes])
-            spread = (A.abs_() @ radius.unsqueeze(2)).squeeze(2)
+            spread = (some.linear[INPUT].abs_() @ radius.unsqueeze(2)).squeeze(2)
         lowest = some.b - spread
         if self.rounding:
             total = above(some.error + 4 * UNIT64 * some.b.abs()) + UNDERFLOW
@@ -237,7 +186,7 @@ class Descent:
     def _begun(self, op: Operation, head: _Rows, some: _Rows, units: slice | Tensor) -> Tensor:
         """Rows of the highest ReLU, and of the negated ones, over its input: [boxes,M,n]."""
         positive, negative = self._cut(some, op.name, head.pending[op.name])[:, units]
-        lines = self._of_relu(op, op.name in head.merged)
+        lines = self.counts.through(op, op.name in head.merged)
         lower, upper = (self._cut(some, op.name, t[some.boxes]) for t in (lines.lower, lines.upper))
         count = len(positive)
         A = positive.new_empty(len(lower), 2 * count, positive.shape[1])
@@ -258,12 +207,12 @@ class Descent:
         each = size(shape) // lines
         band = (first // each, last // each + 1)
         if (index, band) not in self._known_bands:
-            found = bands_below(below, self.params, self._shapes, band)
+            found = bands_below(below, self.params, self.counts.shapes, band)
             self._known_bands[index, band] = found
         return self._known_bands[index, band]
 
     def _cut(self, rows: _Rows, name: str, value: Tensor) -> Tensor:
-        return cut(value, self._shapes[name], rows.bands[name])
+        return cut(value, self.counts.shapes[name], rows.bands[name])
 
     def _step(self, rows: _Rows, op: Operation) -> None:
         """Rows over the result of an operation, not a ReLU, as rows over its inputs."""
@@ -276,13 +225,13 @@ class Descent:
                     over = grown(A, op.shape, rows.bands[op.name], rows.bands[source])
                 else:
                     over = self._pull(rows, op, A)
-                self._arrive(rows, source, over, counted=source in self._absorbed)
+                self._arrive(rows, source, over, counted=source in self.counts.absorbed)
 
     def _through_relu(self, rows: _Rows, op: Operation) -> None:
         A = rows.pending.pop(op.name, None)
         if A is None:
             return
-        lines = self._of_relu(op, op.name in rows.merged)
+        lines = self.counts.through(op, op.name in rows.merged)
         positive, negative = A.relu(), A.clamp(max=0)
         lower, upper, up, down = (
             self._cut(rows, op.name, t[rows.boxes])
@@ -296,14 +245,14 @@ class Descent:
 
     def _arrive(self, rows: _Rows, name: str, A: Tensor, counted: bool = False) -> None:
         """Rows reach a value; counted: their constant and their error over it are, already."""
-        count = self._count(name)
+        count = self.counts.at(name)
         if not counted and count.constant is not None:
             rows.add(
                 _dot(A, self._cut(rows, name, count.constant[rows.boxes])), rows.b.new_zeros(())
             )
         if not counted and count.error is not None:
             rows.error = rows.error + _dot(A.abs(), self._cut(rows, name, count.error[rows.boxes]))
-        if name in self.shallow:
+        if name in self.counts.shallow:
             rows.linear[name] = _sum(rows.linear.get(name), A)
         else:
             self._merge(rows, name, A)
@@ -313,100 +262,31 @@ class Descent:
             rows.pending[name] = A
             return
         rows.pending[name] = total = rows.pending[name] + A
-        if self.rounding and name in self.relaxed:
+        if self.rounding and name in self.counts.relaxed:
             rows.merged.add(name)
         elif self.rounding:
-            most = self._cut(rows, name, flat(self.sizes[name], self._shapes[name])[rows.boxes])
+            most = self._cut(
+                rows, name, flat(self.counts.sizes[name], self.counts.shapes[name])[rows.boxes]
+            )
             rows.error = rows.error + 2 * UNIT64 * _dot(total.abs(), most)
 
     def _pull(self, rows: _Rows, op: Operation, A: Tensor) -> Tensor:
         source = op.inputs[0]
         if op.name not in self._pulls:
-            self._pulls[op.name] = transposed(op, self.params, self._shapes[source])
+            self._pulls[op.name] = transposed(op, self.params, self.counts.shapes[source])
         return self._pulls[op.name](A, rows.bands[op.name], rows.bands[source])
-
-    def _of_relu(self, op: Operation, merged: bool) -> _Lines:
-        """The lines of a ReLU, with what is counted at its input.
-
-        Sound: a coefficient a times a line s z + t is a s over z, and a t; what a row over z
-        takes along is linear, so a takes s times that along. The constants are rounded a few
-        times more than in a sum of products, which the errors they come with allow for.
-        """
-        if (op.name, merged) not in self._lines:
-            relaxed, count = self.relaxed[op.name], self._count(op.inputs[0])
-            lower, upper, offset = (
-                flat(t, op.shape)
-                for t in (relaxed.lower_slope, relaxed.upper_slope, relaxed.offset)
-            )
-            if count.constant is None:
-                positive, negative = [torch.zeros_like(lower)], [offset]
-            else:
-                positive = [lower * count.constant]
-                negative = [upper * count.constant + offset]
-            if self.rounding:
-                own = gamma(size(op.shape) + 4 + _MORE) * offset
-                met = 2 * UNIT64 * flat(self.sizes[op.name], op.shape) if merged else 0.0
-                error = 0.0 if count.error is None else count.error
-                positive.append(lower * error + met)
-                negative.append(-(upper * error + own + met))
-            self._lines[op.name, merged] = _Lines(
-                lower.unsqueeze(1),
-                upper.unsqueeze(1),
-                torch.stack(positive, 1),
-                torch.stack(negative, 1),
-            )
-        return self._lines[op.name, merged]
-
-    def _count(self, name: str) -> _Count:
-        """What rows over a value take along there, and at the values that it absorbed."""
-        if name not in self._counts:
-            self._counts[name] = self._counted(name)
-        return self._counts[name]
-
-    def _counted(self, name: str) -> _Count:
-        shape, boxes = self._shapes[name], len(self.box)
-        if value := self.shallow.get(name):
-            center, radius = flat(value.center, shape), flat(value.radius, shape)
-            if not self.rounding:
-                return _Count(center.expand(boxes, -1), None)
-            # Also for what the rows that are pulled on to the input are off by.
-            terms = size(shape) + size(self.network.input_shape) + 16 + _MORE
-            error = flat(value.error, shape) + gamma(terms) * (center.abs() + 8 * radius)
-            return _Count(center.expand(boxes, -1), error)
-        op = next(op for op in self.network.operations if op.name == name)
-        constant, error = self._own(op)
-        if op.kind in _SAME:
-            for source in op.inputs:
-                if source in self._absorbed:
-                    count, before = self._count(source), self._shapes[source]
-                    constant = _sum(constant, _moved(count.constant, op, before))
-                    error = _sum(error, _moved(count.error, op, before))
-        return _Count(constant, error)
-
-    def _own(self, op: Operation) -> tuple[Tensor | None, Tensor | None]:
-        """The constant of one operation, and the error of it and of our rows through it."""
-        constant = error = None
-        if "bias" in op.tensors and op.kind != "relu":
-            bias = self.params[op.tensors["bias"]]
-            if op.kind == "conv2d":
-                bias = bias.view(-1, 1, 1)
-            constant = flat(bias.expand(len(self.box), *op.shape), op.shape)
-        terms = fan_in(op, self.params)
-        if self.rounding and terms:
-            rate = self.rounding.relative(terms, size(op.shape) + terms + _MORE)
-            error = rate * flat(self.sums[op.name], op.shape) + self.rounding.absolute(terms)
-        return constant, error
 
 
 def _slices(count: int, length: int) -> Iterator[slice]:
-    for start in range(0, count, length):
+    """Ranges of one length that cover 0..count-1; the last one may overlap the one before it."""
+    length = min(length, count)
+    for start in range(0, count, max(1, length)):
+        start = min(start, count - length)
         yield slice(start, start + length)
 
 
-def _sum(before: Tensor | None, more: Tensor | None) -> Tensor | None:
-    if before is None or more is None:
-        return more if before is None else before
-    return before + more
+def _sum(before: Tensor | None, more: Tensor) -> Tensor:
+    return more if before is None else before + more
 
 
 def _both(A: Tensor) -> Tensor:
@@ -418,10 +298,3 @@ def _dot(A: Tensor, value: Tensor) -> Tensor:
     if len(A) == 1:
         return value @ A[0].T
     return (A @ value.unsqueeze(2)).squeeze(2)
-
-
-def _moved(value: Tensor | None, op: Operation, before: tuple[int, ...]) -> Tensor | None:
-    """A value [B,n] of the shape before through an operation that only rearranges."""
-    if value is None or op.kind == "add":
-        return value
-    return flat(STEPS[op.kind](op, {}, [unflat(value, before)]), op.shape)

@@ -14,6 +14,7 @@ from advrepair.core.rounding import UNIT64, Rounding, above
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.account import Account, Shallow
 from advrepair.plugins.verifiers.affine import DIAGONAL, fan_in, without_bias
+from advrepair.plugins.verifiers.counts import Counts
 from advrepair.plugins.verifiers.descent import Descent
 from advrepair.plugins.verifiers.relaxations import STEPS_OF_SLOPE, Relaxation, relu
 
@@ -175,7 +176,7 @@ class Propagation:
 
     def _plain(self) -> bool:
         """Whether the call is neither mapped nor differentiated."""
-        if torch._C._functorch.peek_interpreter_stack() is not None:  # type: ignore[attr-defined]
+        if torch._C._functorch.peek_interpreter_stack() is not None:
             return False
         lines = (lines.lower_slope for lines in self.relaxed.values())
         given = (*self.params.values(), self.box.lower, self.box.upper, *lines)
@@ -189,16 +190,9 @@ class Propagation:
         is. Sound: interval arithmetic holds for the computed values, like everything here.
         """
         if self._descent is None:
-            self._descent = Descent(
-                self.network,
-                self.params,
-                self.box,
-                self.rounding,
-                self.relaxed,
-                self.shallow,
-                self.sums,
-                self.sizes,
-            )
+            found = (self.relaxed, self.shallow, self.sums, self.sizes)
+            given = (self.network, self.params, self.box, self.rounding)
+            self._descent = Descent(*given, Counts(*given, *found))
         if not self._descent.selective(index):
             return self._descent.ends(index, None)
         low, high = self._faces(self._interval_around(self.network.operations[index].name))

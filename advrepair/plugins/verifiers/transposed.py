@@ -28,9 +28,9 @@ def flat(value: Tensor, shape: Sequence[int]) -> Tensor:
 def unflat(value: Tensor, shape: Sequence[int]) -> Tensor:
     """Inverse of :func:`flat`."""
     if len(shape) != 3:
-        return value.unflatten(1, tuple(shape))
+        return value.reshape(-1, *shape)
     channels, height, width = shape
-    return value.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+    return value.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
 def lines_of(shape: Sequence[int]) -> int:
@@ -114,7 +114,7 @@ def transposed(op: Operation, params: Mapping[str, Tensor], shape: Sequence[int]
     def rows(A: Tensor, have: Band, want: Band) -> Tensor:
         each = unflat(A.flatten(0, 1), op.shape).unsqueeze(0)
         pulled = PULL[op.kind](linear, params, each, shape)[0].squeeze(0)
-        return flat(pulled, shape).unflatten(0, A.shape[:2])
+        return flat(pulled, shape).view(*A.shape[:2], -1)
 
     return rows
 
@@ -123,24 +123,25 @@ def _library(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
     """A convolution by the library's own, which is fast in float32 where no step is skipped."""
     (top, left), dilation = integers(op, "padding"), integers(op, "dilation")
     groups = integers(op, "groups")[0]
-    (channels, _, width), (inputs, _, columns) = op.shape, shape
+    channels, _, width = op.shape
 
     def rows(A: Tensor, have: Band, want: Band) -> Tensor:
         images = A.reshape(-1, have[1] - have[0], width, channels).permute(0, 3, 1, 2)
         found = F.conv_transpose2d(
             images, weight, padding=(0, left), groups=groups, dilation=dilation
         ).permute(0, 2, 3, 1)
-        return _lines(found.flatten(2), have[0] - top, want).unflatten(0, A.shape[:2])
+        return _lines(found.flatten(2), have[0] - top, want).view(*A.shape[:2], -1)
 
     return rows
 
 
 def _lines(images: Tensor, first: int, want: Band) -> Tensor:
     """A band of images [N,lines,numbers] of which the first line is that one; 0 beyond them."""
-    start, stop = want[0] - first, want[1] - first
-    missing = (max(0, -start), max(0, stop - images.shape[1]))
-    images = images[:, max(0, start) : max(0, stop)]
-    return (F.pad(images, (0, 0, *missing)) if any(missing) else images).flatten(1)
+    start, stop, count = want[0] - first, want[1] - first, images.shape[1]
+    images = images[:, min(max(0, start), count) : min(max(0, stop), count)]
+    before = min(max(0, -start), stop - start)
+    after = stop - start - before - images.shape[1]
+    return (F.pad(images, (0, 0, before, after)) if before or after else images).flatten(1)
 
 
 def _convolution(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
@@ -169,6 +170,8 @@ def _convolution(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
         for at in range(width // strip):
             start = at * strip * right - left
             low, high = max(0, start) * inputs, min(columns, start + reach) * inputs
+            if low >= high:  # it meets padding only
+                continue
             part = lines[:, at * strip * channels : (at + 1) * strip * channels]
             for k in range(kernel):
                 place = found.as_strided(
@@ -176,7 +179,7 @@ def _convolution(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
                 )
                 place.addmm_(part, matrix[:, k, low - start * inputs : high - start * inputs])
         images = found[: count * each].view(count, each, below)
-        return _lines(images, have[0] * down - top, want).unflatten(0, A.shape[:2])
+        return _lines(images, have[0] * down - top, want).view(*A.shape[:2], -1)
 
     return rows
 
