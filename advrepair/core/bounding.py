@@ -20,6 +20,9 @@ from advrepair.core.types import LinearBound
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
 _FEW = 4  # boxes at least, unless they are large: one at a time is slow for other reasons
 _LARGE_BYTES = 2**30
+# What all boxes share is worked out once a chunk, so many boxes are better, if they are not wide.
+_MANY = 128
+_WIDE_BYTES = 2**28
 
 
 def bytes_per_box(network: Network, rows: int) -> int:
@@ -47,15 +50,18 @@ def bytes_per_patch(template: Network, rows: int, boxes: int) -> int:
 
 
 def chunks(count: int, each: int, memory: int) -> list[Tensor]:
-    """Index ranges of 0..count-1 near the size of the cache.
+    """Index ranges of 0..count-1 near the size of the cache, or of many boxes.
 
     The last bits of a result may depend on the chunk it was computed in. So the size follows
     from the shapes alone, and never from the memory at hand.
     Raises UsageError if the memory does not hold a chunk.
     """
     each = max(1, each)
-    most = max(1, _CACHE_BYTES // each, min(_FEW, _LARGE_BYTES // each))
-    return list(torch.arange(count).split(fitting(min(most, max(1, count)), each, memory)))
+    shared = min(_MANY, _WIDE_BYTES // each)
+    most = max(1, _CACHE_BYTES // each, shared, min(_FEW, _LARGE_BYTES // each))
+    most = fitting(min(most, max(1, count)), each, memory)
+    parts = max(1, -(-count // most))  # of one size, so that filling up the last costs little
+    return list(torch.arange(count).split(max(1, -(-count // parts))))
 
 
 def fitting(most: int, each: int, memory: int) -> int:
