@@ -42,7 +42,7 @@ def test_a_new_folder_is_claimed_beside_its_place(folder, tmp_path):
         ("run", {}, "run holds a run: use --force, --resume or another --out"),
         ("run", {"resume": True}, True),
         ("run", {"force": True}, False),
-        ("other run", {"resume": True}, "was configured differently: resume it with --config"),
+        ("other run", {"resume": True}, "was configured differently: leave --config and flags out"),
         ("partial", {}, r"run.partial holds an interrupted run: use --force"),
         ("partial", {"resume": True}, False),
         ("partial", {"force": True}, False),
