@@ -78,6 +78,7 @@ ORDER = [
     "artefacts",
     "shell_claims",
     "exporting",
+    "locking",
     "run_folder",
     "results",
     "work",
