@@ -40,7 +40,7 @@ def at_work(folder: Path, again: str) -> Iterator[None]:
     again: how the user goes on. Raises UsageError at once if another process has the folder,
     and if disk or memory is full; Stopped after Ctrl-C and SIGTERM.
     """
-    from advrepair.core.files import cannot_write
+    from advrepair.core.files import FULL, cannot_write
     from advrepair.core.locking import alone
 
     try:
@@ -55,7 +55,7 @@ def at_work(folder: Path, again: str) -> Iterator[None]:
                 "out of memory: lower run.memory or the workers of the executor (--set) and "
                 f"{again}, or start again with smaller patches"
             ) from None
-        if isinstance(error, OSError) and error.filename is not None:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL):
             raise UsageError(cannot_write(error, again)) from None
         raise
 
