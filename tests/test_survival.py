@@ -20,10 +20,16 @@ from surviving import Ended, Programs
 
 from advrepair.core.files import is_sealed
 
-FILES = sorted(
-    ["certificate.json", "certificate.safetensors", "evaluation.safetensors", "manifest.json"]
-    + ["repaired.safetensors", "report.html", "report.json", "run.toml"]
-)
+FILES = [
+    "certificate.json",
+    "certificate.safetensors",
+    "evaluation.safetensors",
+    "manifest.json",
+    "repaired.safetensors",
+    "report.html",
+    "report.json",
+    "run.toml",
+]
 RUN = ["run", "net.onnx", "--data", "data.npz", "--count", "10", "--set", "evaluation.samples=1"]
 AGAIN = "go on with --resume"
 NUMBERS = count()

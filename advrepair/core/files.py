@@ -189,7 +189,8 @@ def settle(folder: Path) -> None:
 def cannot_write(error: OSError, again: str = "try again", path: Path | None = None) -> str:
     """What could not be written, why, and what to do, in one line. again: how to go on."""
     cure = "free some space" if error.errno in FULL else "mend that"
-    return f"cannot write to {path or error.filename or 'the output'}: {error.strerror}; {cure} and {again}"
+    where = path or error.filename or "the output"
+    return f"cannot write to {where}: {error.strerror}; {cure} and {again}"
 
 
 def file_digest(path: Path) -> str:

@@ -84,11 +84,7 @@ class Results:
             name: Blocks(template.dtype, shape, lambda name=name: blocks(name))  # type: ignore[misc]
             for name, shape in shapes.items()
         }
-        self.checkpoint.save(_BANK, whole)
-        saved = self.checkpoint.load(_BANK)
-        if saved is None:
-            raise _unreadable(self.checkpoint)
-        return PatchBank(template, saved)
+        return PatchBank(template, self.checkpoint.spilled(_BANK, whole))
 
     def cpu(self) -> dict[str, float]:
         """Seconds of processor time, by what they were spent on."""
@@ -115,9 +111,6 @@ class Results:
             return self.outcomes[place].stack
         saved = self._saved(place)
         if saved is None:
-            raise _unreadable(self.checkpoint)
+            where = str(self.checkpoint.folder)
+            raise OSError(errno.EIO, "a patch that was written cannot be read again", where)
         return saved.stack
-
-
-def _unreadable(checkpoint: Checkpoint) -> OSError:
-    return OSError(errno.EIO, "what was just written cannot be read", str(checkpoint.folder))

@@ -239,6 +239,11 @@ class Checkpoint:
         """Keep tensors for a resume."""
         write_tensors(self._path(name), tensors, {"format": FORMAT, "name": name}, seal=True)
 
+    def spilled(self, name: str, tensors: Mapping[str, Tensor | Blocks]) -> dict[str, Tensor]:
+        """Tensors as they lie on disk from now on, memory-mapped; of no use to a resume."""
+        write_tensors(self._path(name), tensors, {"format": FORMAT})
+        return read_tensors(self._path(name))[0]
+
     def clear(self) -> None:
         """The run is complete: nothing of this is needed, nor what was written by half."""
         for pattern in ("checkpoint-*", "*.tmp"):
