@@ -211,6 +211,7 @@ def _serve(warm: list[str]) -> None:
     metadata.version = cache(metadata.version)
     metadata.packages_distributions = cache(metadata.packages_distributions)
     Registry.load = cache(Registry.load)  # type: ignore[method-assign]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     main([*warm, "--json"])  # imports everything
