@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,6 +180,7 @@ def _fork(arguments: list[str], trouble: dict[str, Any], place: Path) -> dict[st
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
+            threading._shutdown()  # type: ignore[attr-defined]  # as at every end: waits for threads
             os._exit(code)
     if "kill_after" in trouble:
         until = begin + trouble["kill_after"]

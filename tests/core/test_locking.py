@@ -45,11 +45,14 @@ def start(code: str, *arguments: object, **options) -> subprocess.Popen[str]:
 
 
 def test_it_leaves_nothing(tmp_path):
+    handles = Path("/proc/self/fd")
+    before = len(entries(handles)) if handles.exists() else 0
     with alone(tmp_path / "some" / "where" / "a"):
         assert entries(tmp_path) == ["some", "some/where", "some/where/a.lock"]
         with alone(tmp_path / "some" / "where" / "b"):  # another folder
             pass
     assert entries(tmp_path) == []
+    assert before == (len(entries(handles)) if handles.exists() else 0)
 
 
 def test_after_an_error_too_and_what_was_made_stays(tmp_path):
