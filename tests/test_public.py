@@ -82,6 +82,7 @@ ORDER = [
     "artefacts",
     "shell_claims",
     "exporting",
+    "locking",
     "run_folder",
     "results",
     "work",

@@ -4,11 +4,16 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advrepair.cli.stopping import at_work
 from advrepair.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from advrepair.core.config import Configuration
+    from advrepair.core.registry import Registry
 
 Text = str | None
 
@@ -131,19 +136,31 @@ def _repair(
     as_json: bool,
 ) -> dict[str, Any]:
     """Resolve what the user said, run it, and print the result."""
-    from advrepair.cli import show
-    from advrepair.cli.progress import progress as follow
-    from advrepair.core.config import parse_setting, read_toml, resolve
+    from advrepair.cli.resuming import configured
+    from advrepair.core.config import parse_setting, read_toml
     from advrepair.core.registry import Registry
 
     layers = [] if config is None else [read_toml(config)]
     layers.append(_given(flags))
     layers.extend(parse_setting(text) for text in settings)
     registry = Registry.load()
-    configuration = resolve(registry, layers)
-    folder = out or Path("runs") / Path(configuration.problem.network).stem
+    configuration, folder = configured(registry, layers, out, resume)
+    with at_work(folder, "go on with --resume"):
+        return _written(configuration, registry, folder, force, resume, as_json)
 
+
+def _written(
+    configuration: "Configuration",
+    registry: "Registry",
+    folder: Path,
+    force: bool,
+    resume: bool,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Run what is configured, and print the result."""
     from advrepair import html
+    from advrepair.cli import show
+    from advrepair.cli.progress import progress as follow
     from advrepair.core import pipeline
     from advrepair.core.memory import keep_freed_memory
 

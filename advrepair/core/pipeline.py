@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from advrepair.core import artefacts, evaluating, reporting
@@ -21,10 +21,10 @@ from advrepair.core.data import Dataset
 from advrepair.core.devices import device_of
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluating import Trivial
-from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
+from advrepair.core.files import FORMAT, read_json, settle, write_json, write_tensors
 from advrepair.core.finding import find_problem, make_bounder, rounding_of, samples_of
 from advrepair.core.graph import Network, size
-from advrepair.core.inputs import in_plain_words, read_inputs
+from advrepair.core.inputs import anchored, in_plain_words, read_inputs
 from advrepair.core.patching import RepairedNetwork, attach, patch_template
 from advrepair.core.proof import Proof
 from advrepair.core.properties import refuse_contradictions
@@ -33,7 +33,7 @@ from advrepair.core.results import Results
 from advrepair.core.run_folder import Checkpoint, Folder
 from advrepair.core.run_folder import manifest as run_manifest
 from advrepair.core.solving import Solver
-from advrepair.core.work import Progress, Work, silent
+from advrepair.core.work import Progress, Work, silent, untold
 
 
 @frozen(eq=False)
@@ -72,6 +72,7 @@ def run(
     Raises UsageError before any long work for what the user can fix; then nothing is
     written. An interrupted run is kept beside the folder, for ``resume``.
     """
+    configuration = evolve(configuration, problem=anchored(configuration.problem))
     text = to_toml(configuration)
     place = Folder(folder)
     inputs = read_inputs(configuration.problem)
@@ -81,7 +82,7 @@ def run(
     manifest = run_manifest(registry, inputs.digests, configuration.run.seed)
     if place.claim(text, manifest, force, resume):
         return read_json(folder / "report.json")
-    work = Work(progress, Checkpoint(place.partial))
+    work = Work(progress, Checkpoint(place.partial), say=untold if place.began else say)
     try:
         check_bounds(network, configuration)
         problem = find_problem(inputs, configuration, work, configuration.problem.count)
@@ -91,7 +92,6 @@ def run(
         raise
     result.report["folder"] = str(folder)
     _write(place.partial, result)
-    Checkpoint(place.partial).clear()
     place.publish()
     return result.report
 
@@ -146,7 +146,10 @@ def _solved(
         samples = samples_of(network, properties, plan)
     solver = Solver(bounder, plan.refiner, plan.training, plan.run.seed, samples)
     results = Results(ground.shards(bounder.template), run.checkpoint)
+    found = results.found(solver)
+    run.say(f"resuming: {found} of {len(ground.order)} patches are done")
     with run.stage("training", len(ground.order)) as advance:
+        advance(found)
         for patches in results.solve(solver, plan.executor):
             advance(len(patches))
     return results
@@ -179,4 +182,5 @@ def _write(path: Path, result: Repair) -> None:
     artefacts.write_repaired(path / "repaired.safetensors", result.network)
     artefacts.write_certificate(path, result.certificate, result.problem.properties, result.network)
     write_tensors(path / "evaluation.safetensors", result.evaluation, {"format": FORMAT})
-    write_json(path / "report.json", result.report)
+    settle(path)
+    write_json(path / "report.json", result.report)  # last: it says that the others are whole

@@ -182,7 +182,7 @@ def test_an_unknown_command(capsys):
     [
         (PluginError("a\nb"), 3, "error: a b\n"),
         (SoundnessError("a proof was wrong"), 4, "error: a proof was wrong\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted: go on with --resume\n"),
     ],
 )
 def test_exit_codes(error, code, line, pipeline, capsys):
