@@ -79,7 +79,8 @@ def run(
     network, test = inputs.network, None if inputs.data is None else inputs.data.test
     for line in in_plain_words(inputs):
         say(line)
-    manifest = run_manifest(registry, inputs.digests, configuration.run.seed)
+    asked = configuration.run
+    manifest = run_manifest(registry, inputs.digests, asked.seed, asked.device)
     if place.claim(text, manifest, force, resume):
         return read_json(folder / "report.json")
     work = Work(progress, Checkpoint(place.partial), say=untold if place.began else say)

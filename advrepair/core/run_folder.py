@@ -195,7 +195,9 @@ def _that_count(configuration: str) -> dict[str, Any]:
     return {name: options for name, options in known.items() if name not in (executor, "executor")}
 
 
-def manifest(registry: Registry, inputs: Mapping[str, str], seed: int) -> dict[str, Any]:
+def manifest(
+    registry: Registry, inputs: Mapping[str, str], seed: int, device: str
+) -> dict[str, Any]:
     """What the run ran on. inputs: what was read, name to SHA-256."""
     packages = ("advrepair", "torch", "numpy", "attrs", "pluggy", "onnx", "safetensors")
     plugins = [
@@ -213,7 +215,7 @@ def manifest(registry: Registry, inputs: Mapping[str, str], seed: int) -> dict[s
             "system": platform.system(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "device": "cpu",
+            "device": device,
         },
     }
 

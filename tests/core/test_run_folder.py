@@ -111,7 +111,7 @@ def test_checkpoints(tmp_path):
 
 
 def test_a_manifest_says_what_it_ran_on():
-    found = manifest(a_registry(), {"network": "abc"}, 7)
+    found = manifest(a_registry(), {"network": "abc"}, 7, "cpu")
     assert found["versions"].keys() >= {"advrepair", "torch", "numpy", "python"}
     assert found["inputs"] == {"network": "abc"} and found["seed"] == 7
     plugins = {(p["kind"], p["name"]): p["version"] for p in found["plugins"]}
