@@ -48,7 +48,10 @@ FLAGS = {
     "--preset": "run.preset",
     "--seed": "run.seed",
 }
-OTHERS = ["--config", "--set", "--out", "--force", "--resume", "--json", "--require-certified"]
+OTHERS = [
+    "--config", "--set", "--out", "--force", "--resume", "--json", "--dry-run",
+    "--require-certified",
+]  # fmt: skip
 
 
 class Pipeline(ModuleType):
