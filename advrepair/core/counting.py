@@ -59,9 +59,9 @@ def machine() -> Machine:
     torch.set_num_threads(1)
     try:
         rates = [_rate(torch.ones(128, 784, dtype=d)) for d in (torch.float32, torch.float64)]
-        source = torch.ones(2**22)
+        source = torch.ones(2**19)  # the arrays of a shard in flight are no larger
         target = torch.empty_like(source)
-        took = min(_took(lambda: target.copy_(source)) for _ in range(8))
+        took = min(_took(lambda: target.copy_(source)) for _ in range(20))
     finally:
         torch.set_num_threads(threads)
     moved = 2 * source.numel() * source.element_size()

@@ -22,12 +22,12 @@ from advrepair.core.workload import (
 # Measured seconds over the larger of the two limits (core/counting.py), and seconds of Python
 # beside that for each call: a step of an attack on a chunk, an epoch of a shard, a test input.
 FACTORS = {
-    "attack": (3.5, 2e-3),
-    "bounds": (3.0, 2e-3),
-    "training": (2.5, 5e-3),
-    "proof": (1.3, 3e-3),
-    "certification": (2.5, 4e-3),
-    "evaluation": (2.5, 80e-6),
+    "attack": (9.0, 2e-3),
+    "bounds": (6.3, 2e-3),
+    "training": (4.6, 5e-3),
+    "proof": (2.3, 3e-3),
+    "certification": (5.0, 4e-3),
+    "evaluation": (5.7, 80e-6),
 }
 STAGES = ("attack", "patches", "certification", "evaluation")
 _PATCHES = ("bounds", "training", "proof")  # what the stage of that name consists of
