@@ -5,9 +5,9 @@
 For patches of three sizes on three networks, a line for each step: the network's rows, an epoch
 of training, the proof. It says the CPU-milliseconds a patch that were measured, the operations and
 bytes that advrepair/core/counting.py counts, the two limits in milliseconds (operations over the
-rate at which one thread multiplies matrices here, bytes over the rate at which it copies), and how
-many times the larger of the two the step takes. The copy is of arrays as large as those of a
-shard in flight, which stay in the caches. Target: an epoch of training within 4 of the larger limit.
+rate at which one thread multiplies matrices here, bytes over the rate at which it copies), and
+how many times the larger of the two the step takes. The copy is of arrays as large as those of a
+shard in flight, which stay in the caches. Target: an epoch within 4 of the larger limit.
 """
 
 import argparse
