@@ -61,6 +61,7 @@ def run(
         _flag("NAME", "Arithmetic certified: deployed, real, deployed-float32, deployed-float64."),
     ] = None,
     seed: Annotated[Text, _flag("INTEGER", "Seed of everything random.")] = None,
+    device: Annotated[Text, _flag("NAME", "Where it is computed: cpu or cuda.")] = None,
     config: Annotated[Text, _flag("FILE", "TOML, such as the run.toml of a run.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -120,7 +121,7 @@ def run(
         },
         "evaluation": {"scope": evaluate},
         "certification": {"level": level},
-        "run": {"preset": preset, "seed": seed},
+        "run": {"preset": preset, "seed": seed, "device": device},
     }
     configuration, registry = _resolved(config, flags, settings or [])
     folder = out or Path("runs") / Path(configuration.problem.network).stem

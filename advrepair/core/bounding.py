@@ -83,7 +83,8 @@ Rows = Callable[[Stack, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, T
 class Batch:
     """Pieces of several patches side by side, padded to the same number.
 
-    box, rows, C: [q*B,...], patch after patch. group: [q*B,M]. real: bool [q,B].
+    box, rows, C: [q*B,...], patch after patch. group: [q*B,M]. real: bool [q,B]. own:
+    [q*B,M], rigorous lower bounds of the rows, if they are known.
     """
 
     box: Box
@@ -91,6 +92,7 @@ class Batch:
     C: Tensor
     group: Tensor
     real: Tensor
+    own: Tensor | None = None
 
     def part(self, keep: Tensor) -> Batch:
         """Only some patches; keep: bool [q]."""

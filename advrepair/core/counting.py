@@ -12,8 +12,8 @@ from torch import Tensor
 
 from advrepair.core.graph import Network, Operation, size
 
-_SCALINGS = 6  # bounds of multiples of a patch in one epoch: core/training.py bisects
-_SUMS = 16  # times that N's rows are read beside a patch's: their sum, and constants tried on them
+_SCALINGS = 3  # bounds of multiples of a patch in one epoch, core/training.py
+_SUMS = 12  # times that N's rows are read until a constant is proved
 _RELU, _ENDS = 6, 3  # times that rows are read or written at a ReLU, and for their least value
 
 
@@ -118,8 +118,13 @@ def epoch(template: Network, count: int) -> Count:
 
 def proof(template: Network, count: int) -> Count:
     """The rigorous bound of N + P on one box, given the rows of N."""
-    sums = _SUMS * 8 * count * size(template.input_shape)
+    sums = (3 + _ENDS) * 8 * count * size(template.input_shape)
     return rows(template, count, True, own_weights=True) + Count(moved=sums)
+
+
+def constants(template: Network, count: int) -> Count:
+    """Constants tried as patches on one box, given the rows of N."""
+    return Count(moved=_SUMS * 8 * count * size(template.input_shape))
 
 
 def _back(network: Network, end: int, count: int, width: int) -> Count:

@@ -8,7 +8,7 @@ from attrs import frozen
 from advrepair.core.attacking import balls
 from advrepair.core.bounding import bytes_per_box, bytes_per_patch, chunks
 from advrepair.core.config import Configuration
-from advrepair.core.counting import Count, epoch, forward, proof, rows
+from advrepair.core.counting import Count, constants, epoch, forward, proof, rows
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.options import values
@@ -115,8 +115,9 @@ def counts(setting: Setting) -> dict[str, tuple[Count, float]]:
     deployed = forward(setting.template, True) + setting.weights + routed
     attacked = n * (climb + steps * deployed) if plan.certification.attack else Count()
     boxes, read = max(n, _LEAST * shards), Count(moved=3 * 8 * network.parameters_count)
-    trained = n * epochs * epoch(setting.template, setting.rows)
-    held = n * 2.0 * proof(setting.template, setting.rows)
+    trained = n * (epochs * epoch(setting.template, setting.rows))
+    trained += n * proof(setting.template, setting.rows)
+    held = n * constants(setting.template, setting.rows)
     return {
         "attack": (tried * climb, steps * tried / _AT_ONCE),
         "bounds": (boxes * rows(network, setting.rows, True) + shards * read, shards),
