@@ -27,7 +27,7 @@ FACTORS = {
     "training": (4.6, 5e-3),
     "proof": (2.3, 3e-3),
     "certification": (5.0, 4e-3),
-    "evaluation": (5.7, 80e-6),
+    "evaluation": (5.7, 40e-6),
 }
 STAGES = ("attack", "patches", "certification", "evaluation")
 _PATCHES = ("bounds", "training", "proof")  # what the stage of that name consists of

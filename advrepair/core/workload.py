@@ -19,9 +19,8 @@ _AT_ONCE = 256  # properties that are attacked together
 _QUERIES = 1000  # of an evaluation together
 _SAMPLE = 1000  # inputs whose patches are counted
 _LEAST = 4  # boxes that are bounded together at least, padded: core/bounding.py
-_PAIR = 100  # bytes that one query and one region cost in routing
-_NEAR, _PAIRS = 520, 2**18  # bytes of comparing one pair in full, and pairs at a time
-_LAZY = 2**27  # what torch loads when it is first used for a gradient or a map
+_PAIR = 4  # bytes that one query and one region cost in routing
+_LAZY = 3 * 2**25  # what torch loads when it is first used for a gradient or a map
 _TEXT = 450  # bytes of certificate.json a property
 _PAGE = 250_000  # bytes of report.html and what else is small
 
@@ -189,8 +188,7 @@ def flight_bytes(setting: Setting) -> int:
     weights = setting.template.parameters_count * setting.width
     attack = min(n, _AT_ONCE) * (12 * inputs + weights)
     routing = _QUERIES * (3 * n + setting.patches + 12 * inputs)
-    near = _NEAR * min(_QUERIES * n, _PAIRS)
-    return _LAZY + max(setting.workers * shard, attack + routing + near)
+    return _LAZY + max(setting.workers * shard, attack + routing)
 
 
 def _chunk(setting: Setting) -> int:
