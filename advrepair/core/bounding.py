@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from advrepair.core.box import Box, dot
+from advrepair.core.devices import CPU, moved, on
 from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, Verifier
@@ -19,6 +20,9 @@ from advrepair.core.types import LinearBound
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
 _FEW = 4  # boxes at least, unless they are large: one at a time is slow for other reasons
 _LARGE_BYTES = 2**30
+# What all boxes share is worked out once a chunk, so many boxes are better, if they are not wide.
+_MANY = 128
+_WIDE_BYTES = 2**28
 
 
 def bytes_per_box(network: Network, rows: int) -> int:
@@ -46,15 +50,18 @@ def bytes_per_patch(template: Network, rows: int, boxes: int) -> int:
 
 
 def chunks(count: int, each: int, memory: int) -> list[Tensor]:
-    """Index ranges of 0..count-1 near the size of the cache.
+    """Index ranges of 0..count-1 near the size of the cache, or of many boxes.
 
     The last bits of a result may depend on the chunk it was computed in. So the size follows
     from the shapes alone, and never from the memory at hand.
     Raises UsageError if the memory does not hold a chunk.
     """
     each = max(1, each)
-    most = max(1, _CACHE_BYTES // each, min(_FEW, _LARGE_BYTES // each))
-    return list(torch.arange(count).split(fitting(min(most, max(1, count)), each, memory)))
+    shared = min(_MANY, _WIDE_BYTES // each)
+    most = max(1, _CACHE_BYTES // each, shared, min(_FEW, _LARGE_BYTES // each))
+    most = fitting(min(most, max(1, count)), each, memory)
+    parts = max(1, -(-count // most))  # of one size, so that filling up the last costs little
+    return list(torch.arange(count).split(max(1, -(-count // parts))))
 
 
 def fitting(most: int, each: int, memory: int) -> int:
@@ -108,7 +115,8 @@ class Batch:
 class Bounder:
     """Bounds for one repair: the verifier for training, the certifier for the proof.
 
-    memory: budget of a chunk, in bytes.
+    memory: budget of a chunk, in bytes. device: where rows of N are computed; what comes in
+    and what goes out lies where it did.
     """
 
     network: Network
@@ -117,7 +125,9 @@ class Bounder:
     certifier: Verifier
     rounding: Rounding
     memory: int
-    _functions: dict[str, BoundFn] = field(factory=dict)
+    device: torch.device = CPU
+    _functions: dict[str, BoundFn] = field(factory=dict, init=False)
+    _there: Bounder | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         if not self.certifier.rigorous:
@@ -132,6 +142,12 @@ class Bounder:
             "patch rigorous": self.certifier.prepare(self.template, self.rounding),
         }
 
+    def there(self) -> Bounder:
+        """The same with its networks on the device, for what lies there, too; made once."""
+        if self._there is None:
+            self._there = moved(evolve(self, device=CPU), self.device)
+        return self._there
+
     @property
     def one_verifier(self) -> bool:
         """Whether the proof's rows can serve the training too."""
@@ -142,6 +158,11 @@ class Bounder:
 
         Sound: each chunk is one call of the verifier, and a box's rows use that box only.
         """
+        if self.device != CPU:
+            with on(self.device):
+                asked = moved((box, C, d), self.device)
+                found = self.there().base(*asked, rigorous=rigorous)
+            return moved(found, box.lower.device)
         dtype = torch.float64 if rigorous else self.network.dtype
         function = self._functions["base rigorous" if rigorous else "base"]
         params = {name: t.to(dtype) for name, t in self.network.tensors.items()}

@@ -73,5 +73,67 @@ def _placed(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _copied(module: nn.Module, device: torch.device) -> nn.Module:
-    """As ``copy.deepcopy(module).to(device)``, without a second copy of what it is now."""
-    return copy.deepcopy(module, {id(t): moved(t, device) for t in module.buffers()})
+    """A copy on the device, plain values that belong to it included; it computes where it is."""
+    held = [value for part in module.modules() for value in vars(part).values()]
+    tensors = [*module.buffers(), *(t for value in held for t in _tensors(value))]
+    result = copy.deepcopy(module, {id(t): moved(t, device) for t in tensors})
+    for part in result.modules():
+        if isinstance(part, Placed):
+            part.compute_on(CPU)
+    return result
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Tensors of an attrs class, and of those in it."""
+    if isinstance(value, Tensor):
+        return [value]
+    if not attrs.has(type(value)):
+        return []
+    kind: Any = type(value)
+    return [t for f in attrs.fields(kind) for t in _tensors(getattr(value, f.name))]
+
+
+class Placed(nn.Module):
+    """A module that stays in memory, and may have a copy on a device that computes for it."""
+
+    _runner: _Runner | None = None
+
+    def compute_on(self, device: torch.device) -> None:
+        """Compute there from now on. What comes in and what goes out lies where it did."""
+        self._runner = None if device == CPU else _Runner(device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [N,K] of inputs [N,*S]."""
+        return self.compute(x) if self._runner is None else self._runner(self, x)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return CPU if self._runner is None else self._runner.device
+
+    def compute(self, x: Tensor) -> Tensor:
+        """The same, here."""
+        raise NotImplementedError
+
+
+class _Runner:
+    """The copy of a module on a device, made anew when one of its tensors has changed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._key: list[tuple[int, int]] = []
+        self._copy: nn.Module | None = None
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+        key = [(id(t), t._version) for t in module.buffers()]
+        with on(self.device):
+            if self._copy is None or self._key != key:
+                self._copy, self._key = _copied(module, self.device), key
+            found: Tensor = self._copy(moved(x, self.device))
+        return moved(found, x.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Runner:
+        return _Runner(self.device)
+
+    def __reduce__(self) -> tuple[type[_Runner], tuple[torch.device]]:
+        return _Runner, (self.device,)

@@ -31,7 +31,8 @@ def paired(template: Network, stack: Mapping[str, Tensor], x: Tensor, patch: Ten
 
 def _products(weight: Tensor, x: Tensor, patch: Tensor) -> Tensor:
     """``weight[patch[i]] @ x[i]``: [N,out] of weight [Q,out,in], x [N,in]."""
-    if weight.device.type != "cpu" or not weight.is_contiguous() or weight.requires_grad:
+    here = weight.device.type == "cpu" and weight.is_contiguous() and _can_sample()
+    if not here or weight.requires_grad:
         return _copied(weight, x, patch)
     found: Tensor = _Sampled.apply(weight, x, patch)  # type: ignore[no-untyped-call]
     return found
@@ -87,6 +88,17 @@ class _Sampled(torch.autograd.Function):
     def jvp(ctx: Any, _: None, direction: Tensor, __: None) -> Tensor:
         weight, patch = ctx.saved_tensors
         return _copied(weight, direction, patch)
+
+
+@cache
+def _can_sample() -> bool:
+    """Whether this torch has the product: some builds for other processors lack it."""
+    one, many = torch.ones(1, 1), torch.zeros(2, dtype=torch.long)
+    try:
+        _Sampled.forward(one.unsqueeze(0), one, many[:1])
+    except RuntimeError:
+        return False
+    return True
 
 
 @cache

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advrepair.core.box import Box
+from advrepair.core.devices import Placed
 from advrepair.core.graph import INPUT, Network, Operation, size
 from advrepair.core.interfaces import Allocator
 from advrepair.core.paired import paired
@@ -154,7 +155,7 @@ class PatchBank(nn.Module):
         ]
 
 
-class RepairedNetwork(nn.Module):
+class RepairedNetwork(Placed):
     """The deployed function: base network, patches and routing. A function of x alone.
 
     The first region that holds x says which patch is on, only that one or none; outside all
@@ -197,6 +198,13 @@ class RepairedNetwork(nn.Module):
         """Where which patch is on."""
         return Regions(self.box, self.patch)
 
+    def with_patches(self, bank: PatchBank) -> RepairedNetwork:
+        """The same with other patches, computed where this one is."""
+        parts = (self.regions, self.assignment, self.centres, self.allocator)
+        found = RepairedNetwork(self.base, bank, *parts)
+        found.compute_on(self.device)
+        return found
+
     def route(self, x: Tensor, logits: Tensor) -> Tensor:
         """Patches of each query, bool [N,Q]; logits are the base network's."""
         home = self.box.first(x)
@@ -208,7 +216,7 @@ class RepairedNetwork(nn.Module):
             gates[outside] = self.allocator.allocate(x[outside], logits[outside], self.centres)
         return gates
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         """Outputs [N,K] of inputs [N,*S]."""
         logits: Tensor = self.base(x)
         query, patch = self._pairs(x.detach(), logits.detach())

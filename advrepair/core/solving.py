@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import torch
-from attrs import define, evolve, field
+from attrs import define, evolve
 from torch import Tensor
 
 from advrepair.core.bounding import Bounder
@@ -31,7 +31,8 @@ class Solver:
     """Solves shards, one at a time. It can be pickled, and solves the same way elsewhere.
 
     samples: for patches whose properties have no labels, inputs that N is right on, and what
-    it decides there. device: where it computes; what it is given and gives lies in memory.
+    it decides there. It computes on the device of the bounder; what it is given and what it
+    gives lies in memory.
     """
 
     bounder: Bounder
@@ -39,8 +40,6 @@ class Solver:
     training: Training
     seed: int
     samples: tuple[Tensor, Decisions] | None = None
-    device: str = "cpu"
-    _there: tuple[Bounder, tuple[Tensor, Decisions] | None] | None = field(default=None, init=False)
 
     def settings(self) -> str:
         """All that an outcome depends on beside its shard, as text."""
@@ -55,7 +54,7 @@ class Solver:
             "level": bounder.rounding.level,
             "training": values(self.training),
             "seed": self.seed,
-            "device": self.device,
+            "device": bounder.device.type,
             "versions": versions("advrepair", "torch"),
         }
         return json.dumps(known, sort_keys=True)
@@ -67,23 +66,22 @@ class Solver:
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        device = torch.device(self.device)
-        if self._there is None:
-            self._there = moved((self.bounder, self.samples), device)
+        device, bounder = self.bounder.device, self.bounder.there()
         # Random numbers are drawn in memory: they must not depend on the device.
         stack = initial_stack(self.bounder.template, shard.identifiers, self.seed)
         try:
             with on(device):
-                found = self._solve(moved(shard, device), moved(stack, device), *self._there)
+                given = moved((shard, stack, self.samples), device)
+                found = self._solve(bounder, *given)
             return moved(found, CPU)
         finally:
             torch.set_num_threads(threads)
 
     def _solve(
         self,
+        bounder: Bounder,
         shard: Shard,
         stack: Stack,
-        bounder: Bounder,
         samples: tuple[Tensor, Decisions] | None,
     ) -> Outcome:
         clock = [time.thread_time()]

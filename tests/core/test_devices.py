@@ -1,19 +1,24 @@
 """Where tensors lie: a device of our own, in this machine's memory, that mixes with nothing."""
 
+import copy
+import pickle
 from contextlib import contextmanager
 
 import pytest
 import torch
+from attrs import evolve
 from problems import Mixed, a_problem, some_parts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from advrepair.core import devices, solving
+from advrepair.core import bounding, devices, paired, solving
 from advrepair.core.covering import cover
 from advrepair.core.devices import CPU, device_of, moved, on
 from advrepair.core.errors import UsageError
 from advrepair.core.sections import Training
 from advrepair.core.solving import Solver
+from advrepair.plugins.allocators.nearest import Nearest
+from advrepair.plugins.allocators.none import NoAllocator
 from advrepair.plugins.indicators.property_guided import PropertyGuided
 from advrepair.plugins.refiners.gradient_width import GradientWidth
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
@@ -63,8 +68,7 @@ def elsewhere(monkeypatch):
     mode, there = Elsewhere(), torch.device("meta")
 
     def placed(tensor, device):
-        copy = tensor.detach().clone()
-        copy = torch.empty_like(copy).copy_(copy) if copy.numel() else copy
+        copy = tensor.clone(memory_format=torch.contiguous_format)
         if device == there:
             mode.tag(copy)
         else:
@@ -80,13 +84,10 @@ def elsewhere(monkeypatch):
         mode.default = False
 
     monkeypatch.setattr(devices, "_placed", placed)
-    monkeypatch.setattr(solving, "on", default)
+    monkeypatch.setattr(paired, "_can_sample", lambda: False)  # for tensors in memory alone
+    for module in (solving, bounding, devices):
+        monkeypatch.setattr(module, "on", default)
     return mode
-
-
-def shards_of(problem, **options):
-    parts = some_parts(problem, **options)
-    return cover(problem, parts.bounder, PropertyGuided(), False).shards(parts.bounder.template)
 
 
 def outcomes(device, problem=None, budget=None, samples=None, **options):
@@ -94,7 +95,8 @@ def outcomes(device, problem=None, budget=None, samples=None, **options):
     parts = some_parts(problem, **options)
     indicator = options.get("indicator") or PropertyGuided()
     shards = cover(problem, parts.bounder, indicator, False).shards(parts.bounder.template)
-    solver = Solver(parts.bounder, GradientWidth(), budget or Training(), 0, samples, device)
+    bounder = evolve(parts.bounder, device=torch.device(device))
+    solver = Solver(bounder, GradientWidth(), budget or Training(), 0, samples)
     return [solver(shard) for shard in shards]
 
 
@@ -137,6 +139,50 @@ def test_a_tensor_that_is_left_behind_is_noticed(elsewhere, monkeypatch):
     outcomes("cpu")
     with pytest.raises(AssertionError, match="two places"):
         outcomes("meta")
+
+
+@pytest.mark.parametrize("allocator", [NoAllocator(), Nearest()])
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_a_repaired_network_computes_where_it_is_told_to(hidden, allocator, elsewhere):
+    parts = some_parts(hidden=hidden)
+    model = parts.repaired
+    model.allocator = allocator
+    noise = torch.Generator().manual_seed(0)
+    parts.bank.put(
+        torch.arange(6),
+        {n: torch.randn(t.shape, generator=noise) for n, t in parts.bank.stack.items()},
+    )
+    x = torch.cat([parts.properties.center, torch.rand(20, 6, generator=noise)])
+
+    def outputs():
+        point = x.clone().requires_grad_()
+        found = model(point)
+        (slope,) = torch.autograd.grad(found.sum(), point)
+        return found.detach(), slope
+
+    here = outputs()
+    model.compute_on(torch.device("meta"))
+    there, seen = outputs(), elsewhere.seen
+    assert seen > 10
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+    parts.bank.put(torch.tensor([0]), {n: t[:1] + 1 for n, t in parts.bank.stack.items()})
+    assert not torch.equal(outputs()[0], there[0])  # the copy follows
+    wide = copy.deepcopy(model).double()(x.double())
+    assert wide.dtype == torch.float64 and torch.allclose(wide.float(), outputs()[0], atol=1e-4)
+    assert pickle.loads(pickle.dumps(model.base)).device == CPU
+    model.compute_on(CPU)
+    assert elsewhere.seen > seen
+
+
+def test_rows_of_the_network_come_from_there(elsewhere):
+    parts = some_parts()
+    asked = parts.properties
+    there = evolve(parts.bounder, device=torch.device("meta"))
+    for rigorous in (True, False):
+        one, other = (b.base(asked.box, asked.C, asked.d, rigorous) for b in (parts.bounder, there))
+        assert torch.equal(one.A, other.A) and torch.equal(one.b, other.b)
+        assert not elsewhere.holds(other.A)
+    assert elsewhere.seen > 100
 
 
 def test_the_processor_is_always_there():
