@@ -174,8 +174,8 @@ def array_bytes(setting: Setting) -> int:
     """Bytes of the arrays that live through a run: boxes, examples, rows of the demands."""
     n, inputs = setting.properties, setting.inputs * setting.width
     demand = 2 * setting.rows * (setting.network.outputs + 3) * 8
-    # Faces and centres, those of the regions, examples; the unseen ones twice when joined.
-    return n * (8 * inputs + 2 * setting.examples * inputs + demand + 2000)
+    # Faces and centres, those of the regions, and the examples.
+    return n * (8 * inputs + setting.examples * inputs + demand + 2000)
 
 
 def flight_bytes(setting: Setting) -> int:
