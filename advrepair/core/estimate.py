@@ -23,7 +23,7 @@ from advrepair.core.workload import (
 # beside that for each call: a step of an attack on a chunk, an epoch of a shard, a test input.
 FACTORS = {
     "attack": (9.0, 2e-3),
-    "bounds": (6.3, 2e-3),
+    "bounds": (3.8, 2e-3),
     "training": (4.6, 5e-3),
     "proof": (2.3, 3e-3),
     "certification": (5.0, 4e-3),
