@@ -45,7 +45,7 @@ def test_fewer_are_repaired_where_the_attack_finds_fewer(monkeypatch):
 def test_each_step_stands_beside_its_two_limits(monkeypatch, capsys):
     arguments = ("--networks", "fnn_small", "--counts", "4", "--hidden", "")
     shown = printed(monkeypatch, capsys, limits, *arguments)
-    assert all(word in shown for word in ("rows", "epoch", "proof", "Gflop/s", "target 4"))
+    assert all(word in shown for word in ("rows", "epoch", "rest", "Gflop/s", "target 4"))
 
 
 @needs_data

@@ -20,7 +20,7 @@ _QUERIES = 1000  # of an evaluation together
 _SAMPLE = 1000  # inputs whose patches are counted
 _LEAST = 4  # boxes that are bounded together at least, padded: core/bounding.py
 _PAIR = 4  # bytes that one query and one region cost in routing
-_LAZY = 3 * 2**25  # what torch loads when it is first used for a gradient or a map
+_LAZY = 2**24  # what torch loads when it is first used for a gradient or a map
 _TEXT = 450  # bytes of certificate.json a property
 _PAGE = 250_000  # bytes of report.html and what else is small
 

@@ -45,8 +45,8 @@ def test_the_smaller_patch_named_fits(monkeypatch, capsys):
 
 
 def test_too_little_memory_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(room, "available_memory", lambda: 2**25)
-    assert "of memory, and 32 MiB are left" in refused([], capsys)
+    monkeypatch.setattr(room, "available_memory", lambda: 2**22)
+    assert "of memory, and 4.0 MiB are left" in refused([], capsys)
     assert list(tmp_path.iterdir()) == []
 
 
