@@ -280,7 +280,7 @@ def test_readme_shows_what_the_demo_prints(
 
     def stable(text: str) -> list[str]:
         """Words, line by line as they fall, without times, memory and padding."""
-        text = re.sub(r"^(seconds|peak memory): .*$", r"\1", text, flags=re.M)
+        text = re.sub(r"^(estimate|seconds|peak memory): .*$", r"\1", text, flags=re.M)
         return text.split()
 
     (shown,) = code_blocks(page("README.md"), "text")

@@ -84,6 +84,10 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON and nothing else.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what the run would take, write nothing, and stop."),
+    ] = False,
     require_certified: Annotated[
         bool,
         typer.Option("--require-certified", help="Exit with 1 unless every property is proved."),
@@ -120,22 +124,25 @@ def run(
         "certification": {"level": level},
         "run": {"preset": preset, "seed": seed, "device": device},
     }
-    report = _repair(config, flags, settings or [], out, force, resume, as_json)
+    configuration, registry, folder = _resolved(config, flags, settings or [], out, resume)
+    if dry_run:
+        _predict(configuration, folder, as_json)
+        return
+    with at_work(folder, "go on with --resume"):
+        report = _repair(configuration, registry, folder, force, resume, as_json)
     if require_certified and not _all_certified(report):
         print("error: not every property is certified (--require-certified)", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _repair(
+def _resolved(
     config: Text,
     flags: dict[str, dict[str, Text | list[str]]],
     settings: list[str],
     out: Path | None,
-    force: bool,
     resume: bool,
-    as_json: bool,
-) -> dict[str, Any]:
-    """Resolve what the user said, run it, and print the result."""
+) -> tuple["Configuration", "Registry", Path]:
+    """What the user said, as a configuration and a folder."""
     from advrepair.cli.resuming import configured
     from advrepair.core.config import parse_setting, read_toml
     from advrepair.core.registry import Registry
@@ -145,11 +152,22 @@ def _repair(
     layers.extend(parse_setting(text) for text in settings)
     registry = Registry.load()
     configuration, folder = configured(registry, layers, out, resume)
-    with at_work(folder, "go on with --resume"):
-        return _written(configuration, registry, folder, force, resume, as_json)
+    return configuration, registry, folder
 
 
-def _written(
+def _predict(configuration: "Configuration", folder: Path, as_json: bool) -> None:
+    """Print what a run would take."""
+    from advrepair.cli import show
+    from advrepair.core import pipeline
+
+    predicted = pipeline.predict(configuration, folder)
+    if as_json:
+        print(json.dumps(predicted.as_json(), indent=2))
+    else:
+        show.print_estimate(predicted.lines(), predicted.table(), show.console())
+
+
+def _repair(
     configuration: "Configuration",
     registry: "Registry",
     folder: Path,

@@ -49,7 +49,10 @@ FLAGS = {
     "--seed": "run.seed",
     "--device": "run.device",
 }
-OTHERS = ["--config", "--set", "--out", "--force", "--resume", "--json", "--require-certified"]
+OTHERS = [
+    "--config", "--set", "--out", "--force", "--resume", "--json", "--dry-run",
+    "--require-certified",
+]  # fmt: skip
 
 
 class Pipeline(ModuleType):
