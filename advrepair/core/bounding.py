@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from attrs import define, field, frozen
@@ -129,6 +130,11 @@ class Bounder:
             "base rigorous": self.certifier.prepare(self.network, self.rounding),
             "patch rigorous": self.certifier.prepare(self.template, self.rounding),
         }
+
+    def __reduce__(self) -> tuple[type[Bounder], tuple[Any, ...]]:
+        """Pickled without what the verifiers prepared: it is prepared again."""
+        parts = (self.network, self.template, self.verifier, self.certifier, self.rounding)
+        return Bounder, (*parts, self.memory)
 
     @property
     def one_verifier(self) -> bool:
