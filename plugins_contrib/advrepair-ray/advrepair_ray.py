@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import platform
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +15,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 from attrs import frozen
 
-from advrepair import Component, Executor, UsageError, hookimpl, option
+from advrepair import AdvrepairError, Component, Executor, UsageError, hookimpl, option
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,7 +62,8 @@ class RayExecutor(Executor):
                 max_retries=self.retries,
                 retry_exceptions=False,
             )
-            shared, facts = ray.put(function), _facts()
+            packed, facts = ray.cloudpickle.dumps, _facts()
+            shared = ray.put(packed(function))
             open_: dict[Any, int] = {}
             waiting, window, looked = enumerate(items), 0, -_LOOK_SECONDS
             try:
@@ -68,7 +71,7 @@ class RayExecutor(Executor):
                     if time.monotonic() - looked >= _LOOK_SECONDS:
                         window, looked = self._window(ray), time.monotonic()
                     for place, item in islice(waiting, max(0, window - len(open_))):
-                        open_[work.remote(facts, shared, item)] = place
+                        open_[work.remote(facts, shared, packed(item))] = place
                     if not open_:
                         return
                     for done in ray.wait(list(open_), num_returns=1)[0]:
@@ -146,7 +149,7 @@ class RayExecutor(Executor):
             return ray.get(done)
         except ray.exceptions.RayTaskError as error:
             _raise(error)
-        except ray.exceptions.RayError as error:
+        except _losses(ray) as error:
             raise UsageError(
                 f"Ray lost a shard more than {self.retries} times ({_line(error)}): raise "
                 "ray.retries, or ray.memory if workers ran out of it; --resume keeps what is done"
@@ -181,10 +184,13 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
-def _work(facts: dict[str, str], function: Callable[[Item], Result], item: Item) -> Result:
-    """One shard, on whatever node: a node may have come after the others were asked."""
-    _check(_facts(), facts, os.uname().nodename)
-    return function(item)
+def _work(facts: dict[str, str], function: bytes, item: bytes) -> Any:
+    """One shard, on whatever node: a node may have come after the others were asked.
+
+    Both are pickled, so that whatever another version makes of them, versions come first.
+    """
+    _check(_facts(), facts, platform.node())
+    return pickle.loads(function)(pickle.loads(item))
 
 
 def _probe() -> Callable[[tuple[str, ...]], dict[str, str]]:
@@ -224,6 +230,18 @@ def _check(found: dict[str, str], here: dict[str, str], node: str) -> None:
             )
 
 
+def _losses(ray: Any) -> tuple[type[Exception], ...]:
+    """What Ray says when the task itself is not to blame."""
+    known = ray.exceptions
+    return (
+        known.WorkerCrashedError,
+        known.NodeDiedError,
+        known.ObjectLostError,
+        known.OutOfMemoryError,
+        known.LocalRayletDiedError,
+    )
+
+
 def _raise(error: Any) -> NoReturn:
     """What the function raised, without Ray's wrapping; where, in a note."""
     cause = error.cause
@@ -234,7 +252,8 @@ def _raise(error: Any) -> NoReturn:
         ) from None
     if not isinstance(cause, Exception) or type(cause).__module__.startswith("ray."):
         raise error
-    cause.add_note(str(error))
+    if not isinstance(cause, AdvrepairError):  # their messages are one line
+        cause.add_note(str(error))
     raise cause from None
 
 

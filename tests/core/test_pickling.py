@@ -1,4 +1,4 @@
-"""Solvers, shards and outcomes travel: the same bytes elsewhere, and no more of them than needed."""
+"""Solvers, shards and outcomes travel: the same bytes elsewhere, and no more than needed."""
 
 from __future__ import annotations
 
