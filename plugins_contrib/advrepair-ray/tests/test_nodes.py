@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from work import SHARDS, die_once, recording, records, repaired, until, wait_for_both
 
+from advrepair_ray import RayExecutor
+
 RAY = {"plan": {"executor": "ray"}}
 
 
@@ -86,3 +88,25 @@ def test_a_node_killed_in_the_middle_loses_nothing(
     assert len(lost) == 1
     again = [each for each in records(seen) if each.place == lost[0] and each.done]
     assert [each.node for each in again] == [mine]
+
+
+def test_a_result_that_died_with_its_node_is_made_again(
+    cluster: Any, connected: Any, tmp_path: Path
+) -> None:
+    """It was done, and lay in the memory of a node that was killed before anybody fetched it."""
+    node = cluster.add_node(num_cpus=2, object_store_memory=2**27)
+    cluster.wait_for_nodes()
+
+    def large(item: int) -> bytes:
+        (tmp_path / str(time.monotonic_ns())).touch()
+        return bytes([item]) * 2_000_000
+
+    found = RayExecutor(cpus=2, in_flight=3).map(large, range(1, 4))  # fits the new node only
+    got = dict([next(found)])
+    until(lambda: len(list(tmp_path.iterdir())) == 3)
+    time.sleep(1)  # the others are done now
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=2, object_store_memory=2**27)
+    got |= dict(found)
+    assert len(list(tmp_path.iterdir())) > 3
+    assert got == {place: large(place + 1) for place in range(3)}
