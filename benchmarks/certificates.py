@@ -32,10 +32,9 @@ from advrepair.core.bounding import Bounder
 from advrepair.core.memory import keep_freed_memory
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.rounding import Level, Rounding
-from advrepair.core.solving import prove
 from advrepair.core.types import PropertySet
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
-from benchmarks.exploits import LEVEL, demands, points, whole_boxes
+from benchmarks.exploits import LEVEL, demands, margins, points, whole_boxes
 
 NETWORKS = ("fnn_small", "fnn_big", "cnn")
 RADII = (0.05, 0.1, 0.3)
@@ -88,7 +87,7 @@ def box_margins(model: RepairedNetwork, properties: PropertySet, level: Level) -
     verifier, rounding = DeepPoly(), Rounding(level)
     bounder = Bounder(model.base, model.bank.template, verifier, verifier, rounding, 2**31)
     worklist = whole_boxes(properties, model.assignment.patch, bounder)
-    return prove(model.bank, worklist, bounder)[0]
+    return margins(model.bank, worklist, bounder)
 
 
 def deviations(model: RepairedNetwork, properties: PropertySet, rounds: int) -> Tensor:

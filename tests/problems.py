@@ -36,7 +36,8 @@ from advrepair.core.refinement import Worklist
 from advrepair.core.registry import Registry
 from advrepair.core.rounding import Rounding
 from advrepair.core.shards import Outcome
-from advrepair.core.solving import are_constant, stated
+from advrepair.core.solving import are_constant, prove, stated
+from advrepair.core.training import Trained
 from advrepair.core.types import Assignment, PropertySet
 from advrepair.plugins.allocators.none import NoAllocator
 from advrepair.plugins.attacks.pgd import Pgd
@@ -146,8 +147,13 @@ class Parts:
 
     def outcome(self) -> Outcome:
         """What became of the shard, as things stand."""
-        epochs = torch.zeros(len(self.bank), dtype=torch.long)
-        return stated(self.bank, self.worklist, self.bounder, torch.zeros(0), epochs)
+        nothing = Trained.nothing_yet(len(self.bank))
+        return stated(self.bank, self.worklist, self.bounder, torch.zeros(0), nothing)
+
+    def margins(self) -> Tensor:
+        """Of the pieces of the worklist, with the patches as they are: [w]."""
+        nothing = Trained.nothing_yet(len(self.bank))
+        return prove(self.bank, self.worklist, self.bounder, nothing)[0]
 
     def proof(self) -> Proof:
         """What is proved about the patches as they are."""

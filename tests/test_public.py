@@ -15,7 +15,10 @@ ROOT = Path(advrepair.__file__).parent
 ORDER = [
     "errors",
     "files",
+    "devices",
     "rounding",
+    "box_index",
+    "membership",
     "box",
     "types",
     "branches",
@@ -50,6 +53,7 @@ ORDER = [
     "compatibility",
     "properties",
     "specified",
+    "paired",
     "patching",
     "routing_steps",
     "onnx_export",

@@ -24,6 +24,7 @@ def evaluate(
         Text, _flag("INTEGER", "Unseen inputs attacked, and regions, at most.")
     ] = None,
     seed: Annotated[Text, _flag("INTEGER", "Seed of everything random.")] = None,
+    device: Annotated[Text, _flag("NAME", "Where it is computed: cpu or cuda.")] = None,
     preset: Annotated[Text, _flag("NAME", "paper: AutoAttack in 10 steps, a weak one.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -49,7 +50,7 @@ def evaluate(
         "problem": {"data": data},
         "plan": {"evaluation_attack": attack},
         "evaluation": {"epsilon": epsilon, "limit": limit},
-        "run": {"seed": seed},
+        "run": {"seed": seed, "device": device},
     }
     layers: list[Any] = [_preset(preset or "default")]
     layers.append({s: {n: v for n, v in o.items() if v is not None} for s, o in given.items()})

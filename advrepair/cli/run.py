@@ -57,6 +57,7 @@ def run(
         _flag("NAME", "Arithmetic certified: deployed, real, deployed-float32, deployed-float64."),
     ] = None,
     seed: Annotated[Text, _flag("INTEGER", "Seed of everything random.")] = None,
+    device: Annotated[Text, _flag("NAME", "Where it is computed: cpu or cuda.")] = None,
     config: Annotated[Text, _flag("FILE", "TOML, such as the run.toml of a run.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -112,7 +113,7 @@ def run(
         },
         "evaluation": {"scope": evaluate},
         "certification": {"level": level},
-        "run": {"preset": preset, "seed": seed},
+        "run": {"preset": preset, "seed": seed, "device": device},
     }
     report = _repair(config, flags, settings or [], out, force, resume, as_json)
     if require_certified and not _all_certified(report):

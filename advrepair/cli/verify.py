@@ -43,6 +43,7 @@ def verify(
         float | None, _flag("SECONDS", "Time for each file, at most. Left out: no limit.")
     ] = None,
     seed: Annotated[Text, _flag("INTEGER", "Seed of everything random.")] = None,
+    device: Annotated[Text, _flag("NAME", "Where it is computed: cpu or cuda.")] = None,
     factory: Annotated[
         Text, _flag("PACKAGE.MODULE:FUNCTION", "Builds the module of the weights.")
     ] = None,
@@ -84,7 +85,7 @@ def verify(
         "problem": problem,
         "plan": {"certifier": verifier},
         "certification": {"level": level},
-        "run": {"seed": seed},
+        "run": {"seed": seed, "device": device},
     }
     layer = {s: {n: v for n, v in o.items() if v is not None} for s, o in given.items()}
     _run(layer, settings or [], pieces, timeout, as_json, vnncomp)

@@ -101,9 +101,7 @@ class Assessor:
         return self.repaired.bank.template
 
     def _with(self, stack: Mapping[str, Tensor]) -> RepairedNetwork:
-        r = self.repaired
-        bank = PatchBank(self._template, stack)
-        return RepairedNetwork(r.base, bank, r.regions, r.assignment, r.centres, r.allocator)
+        return self.repaired.with_patches(PatchBank(self._template, stack))
 
     def run(self) -> Assessment:
         """Measure everything."""

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor
 
 from advrepair.core.box import Box, dot
+from advrepair.core.devices import CPU, moved, on
 from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, Verifier
@@ -20,6 +21,9 @@ from advrepair.core.types import LinearBound
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
 _FEW = 4  # boxes at least, unless they are large: one at a time is slow for other reasons
 _LARGE_BYTES = 2**30
+# What all boxes share is worked out once a chunk, so many boxes are better, if they are not wide.
+_MANY = 128
+_WIDE_BYTES = 2**28
 
 
 def bytes_per_box(network: Network, rows: int) -> int:
@@ -47,15 +51,18 @@ def bytes_per_patch(template: Network, rows: int, boxes: int) -> int:
 
 
 def chunks(count: int, each: int, memory: int) -> list[Tensor]:
-    """Index ranges of 0..count-1 near the size of the cache.
+    """Index ranges of 0..count-1 near the size of the cache, or of many boxes.
 
     The last bits of a result may depend on the chunk it was computed in. So the size follows
     from the shapes alone, and never from the memory at hand.
     Raises UsageError if the memory does not hold a chunk.
     """
     each = max(1, each)
-    most = max(1, _CACHE_BYTES // each, min(_FEW, _LARGE_BYTES // each))
-    return list(torch.arange(count).split(fitting(min(most, max(1, count)), each, memory)))
+    shared = min(_MANY, _WIDE_BYTES // each)
+    most = max(1, _CACHE_BYTES // each, shared, min(_FEW, _LARGE_BYTES // each))
+    most = fitting(min(most, max(1, count)), each, memory)
+    parts = max(1, -(-count // most))  # of one size, so that filling up the last costs little
+    return list(torch.arange(count).split(max(1, -(-count // parts))))
 
 
 def fitting(most: int, each: int, memory: int) -> int:
@@ -84,7 +91,8 @@ Rows = Callable[[Stack, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, T
 class Batch:
     """Pieces of several patches side by side, padded to the same number.
 
-    box, rows, C: [q*B,...], patch after patch. group: [q*B,M]. real: bool [q,B].
+    box, rows, C: [q*B,...], patch after patch. group: [q*B,M]. real: bool [q,B]. own:
+    [q*B,M], rigorous lower bounds of the rows, if they are known.
     """
 
     box: Box
@@ -92,6 +100,7 @@ class Batch:
     C: Tensor
     group: Tensor
     real: Tensor
+    own: Tensor | None = None
 
     def part(self, keep: Tensor) -> Batch:
         """Only some patches; keep: bool [q]."""
@@ -107,7 +116,8 @@ class Batch:
 class Bounder:
     """Bounds for one repair: the verifier for training, the certifier for the proof.
 
-    memory: budget of a chunk, in bytes.
+    memory: budget of a chunk, in bytes. device: where rows of N are computed; what comes in
+    and what goes out lies where it did.
     """
 
     network: Network
@@ -116,7 +126,9 @@ class Bounder:
     certifier: Verifier
     rounding: Rounding
     memory: int
-    _functions: dict[str, BoundFn] = field(factory=dict)
+    device: torch.device = CPU
+    _functions: dict[str, BoundFn] = field(factory=dict, init=False)
+    _there: Bounder | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         if not self.certifier.rigorous:
@@ -134,7 +146,13 @@ class Bounder:
     def __reduce__(self) -> tuple[type[Bounder], tuple[Any, ...]]:
         """Pickled without what the verifiers prepared: it is prepared again."""
         parts = (self.network, self.template, self.verifier, self.certifier, self.rounding)
-        return Bounder, (*parts, self.memory)
+        return Bounder, (*parts, self.memory, self.device)
+
+    def there(self) -> Bounder:
+        """The same with its networks on the device, for what lies there, too; made once."""
+        if self._there is None:
+            self._there = moved(evolve(self, device=CPU), self.device)
+        return self._there
 
     @property
     def one_verifier(self) -> bool:
@@ -146,6 +164,11 @@ class Bounder:
 
         Sound: each chunk is one call of the verifier, and a box's rows use that box only.
         """
+        if self.device != CPU:
+            with on(self.device):
+                asked = moved((box, C, d), self.device)
+                found = self.there().base(*asked, rigorous=rigorous)
+            return moved(found, box.lower.device)
         dtype = torch.float64 if rigorous else self.network.dtype
         function = self._functions["base rigorous" if rigorous else "base"]
         params = {name: t.to(dtype) for name, t in self.network.tensors.items()}

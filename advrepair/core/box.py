@@ -6,17 +6,12 @@ Shape letters: ``docs/shapes.md``.
 from __future__ import annotations
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from advrepair.core.errors import UsageError
+from advrepair.core.membership import Kept
 from advrepair.core.rounding import round_down, round_up
-
-# Coordinates compared before the rest: a few for all pairs, more for those that are left. Any
-# numbers are exact.
-_COARSE, _PROBES = 6, 32
-_SAMPLE = 512  # boxes looked at to choose them
-_BLOCK, _PAIRS = 1024, 2**18  # rows and pairs compared at a time, for bounded memory
 
 
 def dot(A: Tensor, value: Tensor) -> Tensor:
@@ -44,6 +39,7 @@ class Box:
 
     lower: Tensor
     upper: Tensor
+    _kept: Kept = field(factory=Kept, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.lower.shape != self.upper.shape or self.lower.dtype != self.upper.dtype:
@@ -119,42 +115,17 @@ class Box:
     def meets(self, other: Box) -> Tensor:
         """All pairs (i, j) for which box i of other and box j of this one share a point.
 
-        Exact comparison, so with points as boxes of zero width it is *the* membership test.
-        Coordinates that tell boxes apart are compared first; the few pairs that are left
-        are compared in full. Returns [pairs, 2], sorted.
+        Exact comparison, so with points as boxes of zero width it is *the* membership test; see
+        :mod:`advrepair.core.membership`. Returns [pairs, 2], sorted.
         """
-        if not len(self) or not len(other):
-            return torch.zeros(0, 2, dtype=torch.long, device=self.lower.device)
-        lower, upper = self.lower.flatten(1), self.upper.flatten(1)
-        low, high = other.lower.flatten(1), other.upper.flatten(1)
-        # Any choice is exact; coordinates that vary over some of the boxes tell most apart.
-        spread = lower[:_SAMPLE].double().var(0, correction=0)
-        telling = spread.topk(min(_PROBES, low.shape[1])).indices
-        ends = (lower[:, telling].T.contiguous(), upper[:, telling].T.contiguous())
-        found = []
-        for start in range(0, len(low), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            below, above = low[part][:, telling], high[part][:, telling]
-            near = torch.ones(len(below), len(self), dtype=torch.bool, device=low.device)
-            for k in range(min(_COARSE, len(telling))):
-                near &= ends[0][k] <= above[:, k, None]
-                near &= below[:, k, None] <= ends[1][k]
-            for pairs in near.nonzero().split(_PAIRS):
-                i, j = pairs.T
-                fine = (ends[0][:, j] <= above[i].T) & (ends[1][:, j] >= below[i].T)
-                i, j = pairs[fine.all(0)].T
-                for some in torch.arange(len(i)).split(_BLOCK):
-                    q, p = i[some] + start, j[some]
-                    full = (lower[p] <= high[q]) & (low[q] <= upper[p])
-                    found.append(torch.stack([q, p], 1)[full.all(1)])
-        return torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long)
+        points = other.lower is other.upper
+        low = other.lower.detach().flatten(1)
+        high = low if points else other.upper.detach().flatten(1)
+        return self._kept.of(self.lower, self.upper, len(other)).meets(low, high)
 
     def first(self, x: Tensor) -> Tensor:
         """The first box that holds each point: [N], -1 where there is none."""
-        pairs = self.meets(Box(x, x))
-        none = torch.full((len(x),), len(self), dtype=torch.long, device=x.device)
-        index = none.scatter_reduce(0, pairs[:, 0], pairs[:, 1], "amin")
-        return torch.where(index == len(self), -1, index)
+        return self._kept.of(self.lower, self.upper, len(x)).first(x.detach().flatten(1))
 
     def split(self, dim: Tensor) -> tuple[Box, Box]:
         """Bisect every box along its flat dimension dim, [B]. The halves share the cut."""

@@ -56,7 +56,8 @@ def _constants(
 ) -> tuple[Tensor, Tensor]:
     batch = worklist.batch(patches, rigorous=True)
     q, pieces = batch.real.shape
-    margin = batch.rows.minimum_rigorous(batch.box)
+    known = batch.own
+    margin = batch.rows.minimum_rigorous(batch.box) if known is None else known
     label = worklist.properties.label[worklist.owner]
     labels = [label[index].unique() for index in worklist.pieces_of(patches)]
     slack = torch.full((q,), 1e-3, dtype=torch.float64)

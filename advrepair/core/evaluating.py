@@ -101,9 +101,7 @@ def quick(
         baseline["none"]["DD"] = None if test is None else 0.0
         template = patch_template(base, ())
         bank = PatchBank(template, constant_stack(template, trivial.constant))
-        flat = RepairedNetwork(
-            base, bank, repaired.regions, repaired.assignment, repaired.centres, plan.allocator
-        )
+        flat = repaired.with_patches(bank)
         served, held = repaired.centres.patch, own
         if len(trivial.held):
             held = torch.where(served >= 0, trivial.held[served], own)

@@ -9,6 +9,7 @@ from typing import Any
 from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import Configuration, as_layer, read_toml, resolve
 from advrepair.core.data import load_data
+from advrepair.core.devices import device_of
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluating import full, read_examples
 from advrepair.core.files import file_digest, read_json, write_json
@@ -39,6 +40,8 @@ def evaluate(
     if source is None:
         raise UsageError("the run had no data: name an npz file with --data to evaluate on")
     base = repaired.base
+    for part in (repaired, base):
+        part.compute_on(device_of(plan.run.device))
     data = load_data(source, base.input_shape, base.dtype, clip_of(plan.problem), base.outputs)
     if data.test is None:
         raise UsageError(f"{source} has no x_test and y_test: unseen inputs are evaluated on those")

@@ -140,6 +140,7 @@ def make_bounder(network: Network, plan: Configuration) -> Bounder:
         plan.certifier,
         rounding_of(network, plan),
         int(plan.run.memory * 2**30),
+        torch.device(plan.run.device),
     )
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from attrs import asdict, field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 
+from advrepair.core.devices import Placed
 from advrepair.core.errors import UsageError
 
 Setting = int | float | bool | tuple[int, ...]
@@ -124,7 +125,7 @@ STEPS: dict[str, Step] = {
 }
 
 
-class Network(nn.Module):
+class Network(Placed):
     """A frozen network: operations in order, the last one gives the K outputs.
 
     operations: in an order in which every input is computed before its use.
@@ -187,7 +188,7 @@ class Network(nn.Module):
         """Number of stored numbers."""
         return sum(t.numel() for t in self.tensors.values())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         """Outputs [N,K] of inputs [N,*S]."""
         return self.apply_tensors(self.tensors, x)
 

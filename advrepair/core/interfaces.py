@@ -184,7 +184,10 @@ class Allocator(Component):
         )
 
     def most(self, centres: Centres) -> int:
-        """How many patches one query can get at most; a small number makes exports fast."""
+        """How many patches one query can get at most; a small number makes exports fast.
+
+        With 0 the repaired network does not call :meth:`allocate`.
+        """
         return centres.patches
 
 

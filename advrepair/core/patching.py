@@ -9,12 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from advrepair.core.box import Box
+from advrepair.core.devices import Placed
 from advrepair.core.graph import INPUT, Network, Operation, size
 from advrepair.core.interfaces import Allocator
+from advrepair.core.paired import paired
 from advrepair.core.types import Assignment, Centres, PropertySet, Regions
 
 Stack = dict[str, Tensor]  # weights of several patches: name -> [Q, ...]
-_CHUNK_BYTES = 2**26  # of stacked weights in flight
+_CHUNK_BYTES = 2**26  # of queries in flight
+_BUSY = 2**17  # multiplications for which a patch is worth a call of its own
+
+
+def _at_once(x: Tensor) -> int:
+    """How many rows of x to copy at a time."""
+    return max(1, _CHUNK_BYTES // max(1, x[:1].numel() * x.element_size()))
 
 
 def patch_template(network: Network, hidden: Sequence[int]) -> Network:
@@ -97,42 +105,57 @@ class PatchBank(nn.Module):
         x: [N,*S]. gates: bool [N,Q]. Patches are added one after the other in the order of
         their numbers, so a query with one patch sees one addition.
         """
-        pairs = gates.T.nonzero()  # sorted by patch
-        if not len(pairs):
+        query, patch = gates.nonzero().T
+        return self.add_pairs(logits, x, query, patch)
+
+    def add_pairs(self, logits: Tensor, x: Tensor, query: Tensor, patch: Tensor) -> Tensor:
+        """The same with patch[i] on for query[i]: [.] each, a query's patches in their order."""
+        if not len(query):
             return logits
-        used, counts = pairs[:, 0].unique_consecutive(return_counts=True)
-        ends = counts.cumsum(0)
-        for part in self._parts(counts, x[:1].numel() * x.element_size()):
-            first, last = int(part[0]), int(part[-1])
-            begin = int(ends[first] - counts[first])
-            queries = pairs[begin : int(ends[last]), 1]
-            values = self._evaluate(used[part], counts[part], x[queries])
-            logits = logits.index_add(0, queries, values)
-        return logits
+        found: list[Tensor] = []
+        begin = 0
+        for number, end, count in self._busy(patch):
+            if not found:
+                patch, order = patch.sort(stable=True)
+                query = query.index_select(0, order)
+            found += self._of_few(x, query[begin : end - count], patch[begin : end - count])
+            found += self._of_one(x, query[end - count : end], number)
+            begin = end
+        found += self._of_few(x, query[begin:], patch[begin:])
+        return logits.index_add(0, query, found[0] if len(found) == 1 else torch.cat(found))
 
-    def _parts(self, counts: Tensor, row: int) -> list[Tensor]:
-        """Runs of patches whose weights, and whose queries padded to one number, are few bytes."""
-        weights = sum(t[0].numel() * t.element_size() for t in self.stack.values())
-        parts, begin, most = [], 0, 0
-        for index, count in enumerate(counts.tolist()):
-            most, length = max(most, count), index - begin + 1
-            if index > begin and length * max(weights, most * row) > _CHUNK_BYTES:
-                parts.append(torch.arange(begin, index))
-                begin, most = index, count
-        return [*parts, torch.arange(begin, len(counts))]
+    def _busy(self, patch: Tensor) -> list[tuple[int, int, int]]:
+        """Patches with many of the pairs: which, where its pairs end in order, and how many."""
+        least = -(-_BUSY // sum(t[0].numel() for t in self.stack.values()))
+        if len(patch) < least:
+            return []
+        used, counts = patch.sort().values.unique_consecutive(return_counts=True)
+        many = (counts >= least).nonzero()[:, 0]
+        some = (part[many].tolist() for part in (used, counts.cumsum(0), counts))
+        return list(zip(*some, strict=True)) if len(many) else []
 
-    def _evaluate(self, used: Tensor, counts: Tensor, x: Tensor) -> Tensor:
-        """Patch used[i] on its counts[i] queries, which lie one after the other in x."""
-        slot = torch.arange(int(counts.max()), device=x.device)
-        filled = slot < counts[:, None]
-        padded = x.new_zeros(*filled.shape, *x.shape[1:])
-        padded = padded.index_put(filled.nonzero(as_tuple=True), x)
-        whole = len(used) == len(self)
-        weights = {name: t if whole else t[used] for name, t in self.stack.items()}
-        return torch.func.vmap(self.template.apply_tensors)(weights, padded)[filled]
+    def _of_one(self, x: Tensor, query: Tensor, patch: int) -> list[Tensor]:
+        """One patch on many queries, in parts of few bytes: [.,K] each. Its weights stay."""
+        weights = {name: t[patch] for name, t in self.stack.items()}
+        return [
+            self.template.apply_tensors(weights, x.index_select(0, some))
+            for some in query.split(_at_once(x))
+        ]
+
+    def _of_few(self, x: Tensor, query: Tensor, patch: Tensor) -> list[Tensor]:
+        """Patch[i] on query[i], in parts of few bytes: [.,K] each."""
+        if not len(query):
+            return []
+        if len(query) == len(x) <= _at_once(x) and bool((query.diff() == 1).all()):
+            return [paired(self.template, self.stack, x, patch)]
+        size, stack = _at_once(x), self.stack
+        return [
+            paired(self.template, stack, x.index_select(0, some), which)
+            for some, which in zip(query.split(size), patch.split(size), strict=True)
+        ]
 
 
-class RepairedNetwork(nn.Module):
+class RepairedNetwork(Placed):
     """The deployed function: base network, patches and routing. A function of x alone.
 
     The first region that holds x says which patch is on, only that one or none; outside all
@@ -159,16 +182,28 @@ class RepairedNetwork(nn.Module):
         self.register_buffer("patch", regions.patch)
         self.assignment = assignment
         self.centres, self.allocator = centres, allocator
+        self._box = regions.box
+        self._silent: tuple[Allocator, Centres, bool] | None = None
 
     @property
     def box(self) -> Box:
-        """Where its regions are, [R,*S]."""
-        return Box(self.box_lower, self.box_upper)
+        """Where its regions are, [R,*S]; it keeps their membership test."""
+        lower, upper = self.box_lower, self.box_upper
+        if self._box.lower is not lower or self._box.upper is not upper:
+            self._box = Box(lower, upper)
+        return self._box
 
     @property
     def regions(self) -> Regions:
         """Where which patch is on."""
         return Regions(self.box, self.patch)
+
+    def with_patches(self, bank: PatchBank) -> RepairedNetwork:
+        """The same with other patches, computed where this one is."""
+        parts = (self.regions, self.assignment, self.centres, self.allocator)
+        found = RepairedNetwork(self.base, bank, *parts)
+        found.compute_on(self.device)
+        return found
 
     def route(self, x: Tensor, logits: Tensor) -> Tensor:
         """Patches of each query, bool [N,Q]; logits are the base network's."""
@@ -181,11 +216,39 @@ class RepairedNetwork(nn.Module):
             gates[outside] = self.allocator.allocate(x[outside], logits[outside], self.centres)
         return gates
 
-    def forward(self, x: Tensor) -> Tensor:
+    def compute(self, x: Tensor) -> Tensor:
         """Outputs [N,K] of inputs [N,*S]."""
         logits: Tensor = self.base(x)
-        gates = self.route(x.detach(), logits.detach())
-        return self.bank.add_to(logits, x, gates)
+        query, patch = self._pairs(x.detach(), logits.detach())
+        return self.bank.add_pairs(logits, x, query, patch)
+
+    def _pairs(self, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The gates of :meth:`route` as pairs of a query and a patch, [.] each, in order.
+
+        Without a number for every patch, of which there may be many thousand.
+        """
+        home = self.box.first(x)
+        inside = (home >= 0).nonzero()[:, 0]
+        if not len(inside) and self._never():
+            return inside, inside
+        patch = self.patch[home[inside]]
+        on = (patch >= 0).nonzero()[:, 0]
+        query, patch = inside[on], patch[on]
+        if len(inside) < len(x) and not self._never():
+            outside = (home < 0).nonzero()[:, 0]
+            gates = self.allocator.allocate(x[outside], logits[outside], self.centres)
+            row, chosen = gates.nonzero().T
+            query, order = torch.cat([query, outside[row]]).sort(stable=True)
+            patch = torch.cat([patch, chosen])[order]
+        return query, patch
+
+    def _never(self) -> bool:
+        """Whether the allocator says that it never switches a patch on."""
+        known = self._silent
+        if known is None or known[0] is not self.allocator or known[1] is not self.centres:
+            never = self.allocator.most(self.centres) == 0
+            self._silent = known = (self.allocator, self.centres, never)
+        return known[2]
 
 
 def attach(

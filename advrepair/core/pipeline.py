@@ -18,6 +18,7 @@ from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
 from advrepair.core.covering import Cover, cover
 from advrepair.core.data import Dataset
+from advrepair.core.devices import device_of
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluating import Trivial
 from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
@@ -118,6 +119,7 @@ def repair(
     repaired = attach(
         network, properties, ground.layout.regions, ground.assignment, plan.allocator, bank
     )
+    repaired.compute_on(network.device)
     proof = Proof.joined(results.shards, outcomes, bounder.template.units)
     attack = plan.attack if plan.certification.attack else None
     flat = results.gathered("flat")
@@ -157,6 +159,7 @@ def check_bounds(network: Network, plan: Configuration) -> None:
             f"verifier {plan.verifier.name!r} is not differentiable and cannot train patches: "
             "choose another --verifier"
         )
+    network.compute_on(device_of(plan.run.device))
     plan.attack.require()
     plan.executor.require()
     if plan.evaluation.scope == "full":

@@ -40,6 +40,7 @@ class Worklist:
     tree: SplitTree
     slope: Tensor
     modest: bool
+    _least: Tensor | None = None
 
     @classmethod
     def start(cls, shard: Shard, bounder: Bounder) -> Worklist:
@@ -63,8 +64,13 @@ class Worklist:
 
     def own_margin(self) -> Tensor:
         """N's own proved margin on every piece, without any patch: [w], rigorous."""
-        group = self.properties.group[self.owner]
-        return worst_margin(self.proof.minimum_rigorous(self.box), group).nan_to_num(-torch.inf)
+        return worst_margin(self.least(), self.properties.group[self.owner]).nan_to_num(-torch.inf)
+
+    def least(self) -> Tensor:
+        """N's own rigorous lower bound of every row on every piece: [w,M]; kept."""
+        if self._least is None:
+            self._least = self.proof.minimum_rigorous(self.box)
+        return self._least
 
     def pieces_of(self, patches: Tensor) -> list[Tensor]:
         """Indices of the pieces of each patch, in the order of the worklist."""
@@ -81,11 +87,11 @@ class Worklist:
         counts = torch.tensor([len(index) for index in pieces])
         real = slot < counts[:, None]
         flat = torch.stack([torch.cat([i, i[:1].expand(most - len(i))]) for i in pieces]).flatten()
-        rows = self.proof if rigorous else self.rows
-        owner = self.owner[flat]
-        return Batch(
-            self.box[flat], rows[flat], self.properties.C[owner], self.properties.group[owner], real
-        )
+        rows, owner, box = self.proof if rigorous else self.rows, self.owner[flat], self.box
+        own = None if self._least is None else self._least[flat]
+        if not torch.equal(flat, torch.arange(len(self.owner))):  # else nothing is copied
+            box, rows = box[flat], rows[flat]
+        return Batch(box, rows, self.properties.C[owner], self.properties.group[owner], real, own)
 
     def split(self, plan: SplitPlan, bounder: Bounder) -> None:
         """Bisect pieces; each child keeps its parent's rows where they are better.
@@ -117,6 +123,7 @@ class Worklist:
         self.box = concatenated(self.box[keep], halves)
         self.rows = joined([self.rows[keep], rows])
         self.proof = joined([self.proof[keep], proof])
+        self._least = None
 
 
 def _base(

@@ -159,6 +159,7 @@ class Run:
 
     seed: int = option(0, "seed of everything random", at_least=0, at_most=2**52)
     memory: float = option(2.0, "GiB that bounds in flight may take", above=0, at_most=2**20)
+    device: str = option("cpu", "where bounds, training and attacks are computed: cpu or cuda")
     preset: str = option(
         "default", "values laid beneath the others of its source", choices=tuple(PRESETS)
     )

@@ -20,9 +20,9 @@ from advrepair.core.layout import SplitTree
 from advrepair.core.types import LinearBound, PropertySet
 
 _PATCHES_AT_ONCE = 64
-_SHARDS = 8  # at least, if there are patches enough: there may be several to solve them
+_SHARDS = 4  # at least, if there are patches enough: there may be several to solve them
 _FEW = 8  # patches at least: below, what each call costs by itself counts
-_CACHE_BYTES = 2**22  # of the largest array in flight: memory is slower than arithmetic
+_CACHE_BYTES = 2**24  # of the largest array in flight: memory is slower than arithmetic
 STEPS = ("bounds", "training", "proof")
 _PROOF = ("A", "b", "magnitude", "slope", "error")
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from advrepair.core.bounding import Bounder
 from advrepair.core.constant import constant_bias
 from advrepair.core.covering import modest
+from advrepair.core.devices import CPU, moved, on
 from advrepair.core.files import versions
 from advrepair.core.interfaces import Refiner
 from advrepair.core.options import values
-from advrepair.core.patching import PatchBank, initial_stack, last_layer
+from advrepair.core.patching import PatchBank, Stack, initial_stack, last_layer
 from advrepair.core.preserving import Decisions, propose
 from advrepair.core.refinement import Worklist
 from advrepair.core.sections import Training
@@ -30,7 +31,8 @@ class Solver:
     """Solves shards, one at a time. It can be pickled, and solves the same way elsewhere.
 
     samples: for patches whose properties have no labels, inputs that N is right on, and what
-    it decides there.
+    it decides there. It computes on the device of the bounder; what it is given and what it
+    gives lies in memory.
     """
 
     bounder: Bounder
@@ -52,6 +54,7 @@ class Solver:
             "level": bounder.rounding.level,
             "training": values(self.training),
             "seed": self.seed,
+            "device": bounder.device.type,
             "versions": versions("advrepair", "torch"),
         }
         return json.dumps(known, sort_keys=True)
@@ -63,40 +66,51 @@ class Solver:
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
+        device, bounder = self.bounder.device, self.bounder.there()
+        # Random numbers are drawn in memory: they must not depend on the device.
+        stack = initial_stack(self.bounder.template, shard.identifiers, self.seed)
         try:
-            return self._solve(shard)
+            with on(device):
+                given = moved((shard, stack, self.samples), device)
+                found = self._solve(bounder, *given)
+            return moved(found, CPU)
         finally:
             torch.set_num_threads(threads)
 
-    def _solve(self, shard: Shard) -> Outcome:
-        bounder, count = self.bounder, len(shard.identifiers)
-        template, clock = bounder.template, [time.thread_time()]
+    def _solve(
+        self,
+        bounder: Bounder,
+        shard: Shard,
+        stack: Stack,
+        samples: tuple[Tensor, Decisions] | None,
+    ) -> Outcome:
+        clock = [time.thread_time()]
         worklist = Worklist.start(shard, bounder)
         own = worklist.own_margin()
         clock.append(time.thread_time())
-        bank = PatchBank(template, initial_stack(template, shard.identifiers, self.seed))
-        trained = Trained.nothing_yet(count)
-        if self.samples is not None:
-            propose(bank, worklist, bounder, self.samples, trained)
+        bank = PatchBank(bounder.template, stack)
+        trained = Trained.nothing_yet(len(bank))
+        if samples is not None:
+            propose(bank, worklist, bounder, samples, trained)
         train(bank, worklist, bounder, self.refiner, self.training, trained)
         clock.append(time.thread_time())
-        found = stated(bank, worklist, bounder, own, trained.epochs)
+        found = stated(bank, worklist, bounder, own, trained)
         clock.append(time.thread_time())
         return evolve(found, cpu=torch.tensor(clock, dtype=torch.float64).diff())
 
 
 def stated(
-    bank: PatchBank, worklist: Worklist, bounder: Bounder, own: Tensor, epochs: Tensor
+    bank: PatchBank, worklist: Worklist, bounder: Bounder, own: Tensor, trained: Trained
 ) -> Outcome:
     """What is proved about the patches of a shard as they are; and about constant ones.
 
-    own: N's margins on the pieces at the start, [w]. epochs: [q].
+    own: N's margins on the pieces at the start, [w].
     """
-    margin, patch_slope = prove(bank, worklist, bounder)
+    margin, patch_slope = prove(bank, worklist, bounder, trained)
     constant, held = constant_bias(torch.arange(len(bank)), worklist, bounder)
     return Outcome(
         stack=bank.stack,
-        epochs=epochs,
+        epochs=trained.epochs,
         flat=are_constant(bank),
         own=own,
         constant=torch.where(held[:, None], constant, 0.0).to(bank.template.dtype),
@@ -110,21 +124,30 @@ def stated(
     )
 
 
-def prove(bank: PatchBank, worklist: Worklist, bounder: Bounder) -> tuple[Tensor, Tensor]:
+def prove(
+    bank: PatchBank, worklist: Worklist, bounder: Bounder, trained: Trained
+) -> tuple[Tensor, Tensor]:
     """Rigorous margins of every piece with the stored patches, [w], and slopes, uint8 [w,U].
 
     Sound: the rows of N and of the patch are rigorous bounds on the piece, and so is their
     least sum (:meth:`~advrepair.core.bounding.Bounder.least`). A margin <= 0 or NaN proves
-    nothing.
+    nothing. What training proved with the weights that are stored is not proved again.
     """
-    every = torch.arange(len(bank))
-    batch = worklist.batch(every, rigorous=True)
-    least, used = bounder.proofs(bank.stack, batch)
-    real, pieces = batch.real.flatten(), torch.cat(worklist.pieces_of(every))
-    margin = torch.full((len(pieces),), -torch.inf, dtype=torch.float64)
-    slope = torch.zeros(len(pieces), bounder.template.units, dtype=torch.uint8)
-    margin[pieces] = worst_margin(least, batch.group)[real]
-    slope[pieces] = used[real]
+    count = len(worklist.node)
+    margin = torch.full((count,), -torch.inf, dtype=torch.float64)
+    slope = torch.zeros(count, bounder.template.units, dtype=torch.uint8)
+    place = torch.full((len(worklist.tree.owner),), -1)
+    place[worklist.node], known = torch.arange(count), torch.zeros(count, dtype=torch.bool)
+    for nodes, least, used in trained.proofs:
+        pieces = place[nodes]
+        margin[pieces], slope[pieces], known[pieces] = least, used, True
+    if not bool(known.all()):
+        patches = worklist.patch[~known].unique()
+        batch = worklist.batch(patches, rigorous=True)
+        stack = {name: t[patches] for name, t in bank.stack.items()}
+        least, used = bounder.proofs(stack, batch)
+        real, pieces = batch.real.flatten(), torch.cat(worklist.pieces_of(patches))
+        margin[pieces], slope[pieces] = worst_margin(least, batch.group)[real], used[real]
     return modest(margin, worklist.proof.spare()) if worklist.modest else margin, slope
 
 

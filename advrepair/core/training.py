@@ -13,9 +13,9 @@ from advrepair.core.interfaces import Refiner
 from advrepair.core.optimisers import OPTIMISERS, Optimiser
 from advrepair.core.patching import PatchBank, Stack, last_layer
 from advrepair.core.refinement import Worklist, loss_slope
-from advrepair.core.types import LinearBound, SplitPlan, group_margin
+from advrepair.core.types import LinearBound, SplitPlan, group_margin, worst_margin
 
-_BISECTIONS = 4  # for the least multiple of a patch that suffices
+_CHORDS = 2  # towards the least multiple of a patch that suffices
 
 
 @frozen(eq=False)
@@ -23,15 +23,19 @@ class Trained:
     """How training ended, per patch [Q].
 
     epochs: steps taken. settled: it has been trained, to a proof or to the end of the budget.
+    proofs: of patches that were proved as they are stored, and will not be split again: nodes
+    of their pieces, [.], margins, [.], and slopes, uint8 [.,U].
     """
 
     epochs: Tensor
     settled: Tensor
+    proofs: list[tuple[Tensor, Tensor, Tensor]]
 
     @classmethod
     def nothing_yet(cls, patches: int) -> Trained:
         """Before the first step."""
-        return cls(torch.zeros(patches, dtype=torch.long), torch.zeros(patches, dtype=torch.bool))
+        epochs, settled = torch.zeros(patches, dtype=torch.long), torch.zeros(patches).bool()
+        return cls(epochs, settled, [])
 
 
 @define(eq=False)
@@ -105,7 +109,7 @@ def _train_round(
         patch = bounder.patched(leaves, rows)
         margin = _margins(rows, rows.rows + patch)
         factor, ready = _scale(active, patch, margin, budget.scale)
-        stay = ~_leave_proved(active, factor, ready, bank, worklist, bounder)
+        stay = ~_leave_proved(active, factor, ready, bank, worklist, bounder, result)
         active.keep(stay)
         if epoch == budget.epochs or not len(active.patch):
             return
@@ -145,7 +149,8 @@ def _scale(
     The bound of a patch scales with its last layer, so a multiple costs no new bound. Where
     every group has one row, margins are concave in the multiple and at least N's plus the
     multiple of the patch's own: a multiple that suffices is known wherever the patch pushes
-    every group the right way, and bisection makes it small. With more rows it is a guess.
+    every group the right way. The chord from 1 to it lies below the margin, so where the chord
+    reaches what is wanted another one suffices, and is smaller. With more rows it is a guess.
     """
     rows, wanted = active.rows, active.aim / 2
     have = margin.detach()
@@ -154,17 +159,19 @@ def _scale(
         return torch.ones_like(wanted), ready
     own = _margins(rows, patch)
     upper = ((wanted[:, None, None] - have) / own).nan_to_num(0.0).amax((1, 2)).clamp(min=0) + 1
-    upper = 1.01 * upper
+    upper, least = 1.01 * upper, have.amin((1, 2))
     hopeful = ~ready & (own.amin((1, 2)) > 0) & torch.isfinite(upper)
+    factor = torch.ones_like(wanted)
     if not bool(hopeful.any()):
-        return torch.ones_like(wanted), ready
-    low, high = torch.ones_like(wanted), torch.where(hopeful, upper, 1.0)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        good = _scaled_margins(rows, patch, middle).amin((1, 2)) > wanted
-        high, low = torch.where(good, middle, high), torch.where(good, low, middle)
-    factor = torch.where(hopeful, high, 1.0)
-    return factor, _scaled_margins(rows, patch, factor).amin((1, 2)) > wanted
+        return factor, ready
+    trial = torch.where(hopeful, upper, 1.0)
+    for _ in range(_CHORDS + 1):
+        there = _scaled_margins(rows, patch, trial).amin((1, 2))
+        good = hopeful & (there > wanted)
+        factor, ready = torch.where(good, trial, factor), ready | good
+        share = (1.01 * wanted - least) / (there - least)
+        trial = torch.where(good, 1 + (trial - 1) * share.clamp(0, 1), trial)
+    return factor, ready
 
 
 def _scaled_margins(rows: Batch, patch: LinearBound, factor: Tensor) -> Tensor:
@@ -181,6 +188,7 @@ def _leave_proved(
     bank: PatchBank,
     worklist: Worklist,
     bounder: Bounder,
+    result: Trained,
 ) -> Tensor:
     """Prove the patches that look ready, and store those that are: bool [q].
 
@@ -193,8 +201,13 @@ def _leave_proved(
     for name in last_layer(bank.template):
         stack[name] = stack[name] * factor[ready].view(-1, *[1] * (stack[name].dim() - 1))
     proof = worklist.batch(active.patch[ready], rigorous=True)
-    proved = proved_patches(bounder.margins(stack, proof), proof.group, proof.real)
+    margin, slope = bounder.proofs(stack, proof)
+    proved = proved_patches(margin, proof.group, proof.real)
     gone[ready] = proved
+    theirs = (proved[:, None] & proof.real).flatten()
+    pieces = torch.cat([torch.zeros(0).long(), *worklist.pieces_of(active.patch[gone])])
+    worst = worst_margin(margin[theirs], proof.group[theirs])
+    result.proofs.append((worklist.node[pieces], worst, slope[theirs]))
     bank.put(active.patch[gone], {name: t[proved] for name, t in stack.items()})
     active.aim = torch.where(ready & ~gone, 4 * active.aim + 1e-3, active.aim)
     return gone

@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 
 from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import Configuration
+from advrepair.core.devices import device_of
 from advrepair.core.finding import make_bounder
 from advrepair.core.graph import Network
 from advrepair.core.inputs import clip_of, network_file, read_properties, refuse_outside
@@ -76,6 +77,8 @@ class Files:
         plan.attack.require()
         function = read_function(plan, registry)
         base = function if isinstance(function, Network) else function.base
+        for part in (function, base):
+            part.compute_on(device_of(plan.run.device))
         bounder = make_bounder(base, plan)
         if isinstance(function, RepairedNetwork):
             bounder = evolve(bounder, template=function.bank.template)

@@ -47,6 +47,7 @@ FLAGS = {
     "--level": "certification.level",
     "--preset": "run.preset",
     "--seed": "run.seed",
+    "--device": "run.device",
 }
 OTHERS = ["--config", "--set", "--out", "--force", "--resume", "--json", "--require-certified"]
 

@@ -155,6 +155,7 @@ def test_chunking_the_base_changes_nothing(rigorous, monkeypatch):
     C, d = random_specification(18, 4, 4, 0)
     whole = a_bounder(network).base(box, C, d, rigorous)
     monkeypatch.setattr(bounding, "_FEW", 1)
+    monkeypatch.setattr(bounding, "_MANY", 1)
     monkeypatch.setattr(bounding, "_CACHE_BYTES", 1)
     small = a_bounder(network).base(box, C, d, rigorous)
     monkeypatch.setattr(bounding, "_CACHE_BYTES", 5000)

@@ -10,7 +10,7 @@ from problems import Mixed, Parts, a_network, a_problem, some_data, some_parts, 
 from advrepair.core import sections
 from advrepair.core.attacking import Problem
 from advrepair.core.interfaces import Refiner
-from advrepair.core.solving import are_constant, prove
+from advrepair.core.solving import are_constant
 from advrepair.core.training import Trained, train
 from advrepair.core.types import LinearBound, SplitPlan
 from advrepair.plugins.refiners.gradient_width import GradientWidth
@@ -43,7 +43,7 @@ def run(parts: Parts, settled=(), refiner=None, **budget):
 
 
 def proved(parts):
-    margin, _ = prove(parts.bank, parts.worklist, parts.bounder)
+    margin = parts.margins()
     least = torch.full((len(parts.repaired.bank),), torch.inf, dtype=torch.float64)
     return least.scatter_reduce(0, parts.worklist.patch, margin, "amin") > 0
 

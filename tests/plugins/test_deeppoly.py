@@ -189,6 +189,7 @@ def test_chunks_change_nothing(case: Case, verifier: DeepPoly, rigorous: bool) -
     wide = Case(case.name, network, case.box, case.C, case.d)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounding, "_FEW", 1)
+        patch.setattr(bounding, "_MANY", 1)
         patch.setattr(bounding, "_CACHE_BYTES", 1)
         few = _bounder(wide, verifier, 2**40, ()).base(case.box, case.C, case.d, rigorous)
     whole = _bounder(wide, verifier, 2**40, ()).base(case.box, case.C, case.d, rigorous)

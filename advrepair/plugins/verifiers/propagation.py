@@ -14,6 +14,8 @@ from advrepair.core.rounding import UNIT64, Rounding, above
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.account import Account, Shallow
 from advrepair.plugins.verifiers.affine import DIAGONAL, fan_in, without_bias
+from advrepair.plugins.verifiers.counts import Counts
+from advrepair.plugins.verifiers.descent import Descent
 from advrepair.plugins.verifiers.relaxations import STEPS_OF_SLOPE, Relaxation, relu
 
 
@@ -32,6 +34,11 @@ class Propagation:
     # absolute values of its terms, which rounding errors scale with, at most sums[name].
     sizes: dict[str, Tensor] = field(factory=dict)
     sums: dict[str, Tensor] = field(factory=dict)
+    # Intervals of values that are not affine in the input, for a first look at ReLUs.
+    _around: dict[str, Shallow] = field(factory=dict)
+    _bounded: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
+    _descent: Descent | None = None
+    _sizes_of_weights: dict[str, Tensor] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         center, radius = self.box.center, self.box.radius
@@ -69,13 +76,17 @@ class Propagation:
         self.sizes[op.name] = total * (1 + rate) + rounding.absolute(terms)
 
     def _absolute(self, op: Operation) -> dict[str, Tensor]:
-        return {name: self.params[name].abs() for name in op.tensors.values()}
+        for name in op.tensors.values():
+            if name not in self._sizes_of_weights:
+                self._sizes_of_weights[name] = self.params[name].abs()
+        return self._sizes_of_weights
 
     def _relax(self, op: Operation) -> None:
         source = op.inputs[0]
         ends = self._interval(source)
         lower, upper = self.known(op, *ends)
         self.relaxed[op.name] = self.lines(op, lower, upper)
+        self._bounded[op.name] = (lower, upper)
         if self.rounding:
             # The centre of a shallow value, whose rounding its size accounts for, is that of
             # the whole box, and need not lie in the part that is known.
@@ -110,18 +121,22 @@ class Propagation:
         source = self.shallow.get(op.inputs[0])
         if source is None or len(op.inputs) > 1 or (source.mixed and op.kind not in DIAGONAL):
             return
-        step, linear = STEPS[op.kind], without_bias(op)
-        center = step(op, self.params, [source.center])
-        radius = step(linear, self._absolute(op), [source.radius])
-        error = source.error
+        self.shallow[op.name] = self._image(op, [source])
+
+    def _image(self, op: Operation, sources: list[Shallow]) -> Shallow:
+        """Interval arithmetic through an affine operation, [B,*shape]."""
+        step, linear, weights = STEPS[op.kind], without_bias(op), self._absolute(op)
+        center = step(op, self.params, [source.center for source in sources])
+        radius = step(linear, weights, [source.radius for source in sources])
+        error = sources[0].error
         if self.rounding:
             terms = fan_in(op, self.params)
             # Ours three times: center, radius, and the sum of the two.
             rate = self.rounding.relative(terms, 4 * terms + 16) if terms else 0.0
-            error = step(linear, self._absolute(op), [source.error])
+            error = step(linear, weights, [source.error for source in sources])
             error = above(error + rate * self.sums[op.name] + self.rounding.absolute(terms))
-        mixed = source.mixed or op.kind not in DIAGONAL
-        self.shallow[op.name] = Shallow(center, radius, error, mixed)
+        mixed = sources[0].mixed or op.kind not in DIAGONAL
+        return Shallow(center, radius, error, mixed)
 
     def _interval(self, name: str) -> tuple[Tensor, Tensor]:
         """Bounds of a value over the boxes, [B,*shape] each.
@@ -130,12 +145,10 @@ class Propagation:
         back-substitution of every unit and of its negation.
         """
         if known := self.shallow.get(name):
-            if not self.rounding:
-                return known.center - known.radius, known.center + known.radius
-            ends = 4 * UNIT64 * (known.center.abs() + known.radius)
-            reach = known.radius + above(known.error + ends)
-            return known.center - reach, known.center + reach
+            return self._faces(known)
         index = next(i for i, op in enumerate(self.network.operations) if op.name == name)
+        if self._plain():
+            return self._ordered(*self._descend(index))
         shape = self.network.operations[index].shape
         units = size(shape)
         eye = torch.eye(units, dtype=self.box.lower.dtype, device=self.box.lower.device)
@@ -145,11 +158,64 @@ class Propagation:
         rows = rows + torch.zeros_like(next(iter(self.params.values())).flatten()[:1])
         ends = self._least(index, rows)
         lower, upper = ends[:, :units], -ends[:, units:]
+        return self._ordered(lower.unflatten(1, shape), upper.unflatten(1, shape))
+
+    def _ordered(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         if self.rounding:  # rigorous ends that cross would be wrong; NaN proves nothing
-            upper = torch.where(lower <= upper, upper, torch.nan)
-        else:  # rounding may cross the ends of a very small interval
-            upper = torch.maximum(lower, upper)
-        return lower.unflatten(1, shape), upper.unflatten(1, shape)
+            return lower, torch.where(lower <= upper, upper, torch.nan)
+        # Rounding may cross the ends of a very small interval.
+        return lower, torch.maximum(lower, upper)
+
+    def _faces(self, value: Shallow) -> tuple[Tensor, Tensor]:
+        """Least and largest value of what lies around a centre."""
+        if not self.rounding:
+            return value.center - value.radius, value.center + value.radius
+        ends = 4 * UNIT64 * (value.center.abs() + value.radius)
+        reach = value.radius + above(value.error + ends)
+        return value.center - reach, value.center + reach
+
+    def _plain(self) -> bool:
+        """Whether the call is neither mapped nor differentiated."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return False
+        lines = (lines.lower_slope for lines in self.relaxed.values())
+        given = (*self.params.values(), self.box.lower, self.box.upper, *lines)
+        return not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+
+    def _descend(self, index: int) -> tuple[Tensor, Tensor]:
+        """Ends of a value by back-substitution in blocks.
+
+        Where a box's rows fill blocks of their own, units that interval arithmetic shows to be
+        of one sign keep its ends: their ReLU is affine all the same, so every line stays as it
+        is. Sound: interval arithmetic holds for the computed values, like everything here.
+        """
+        if self._descent is None:
+            found = (self.relaxed, self.shallow, self.sums, self.sizes)
+            given = (self.network, self.params, self.box, self.rounding)
+            self._descent = Descent(*given, Counts(*given, *found))
+        if not self._descent.selective(index):
+            return self._descent.ends(index, None)
+        low, high = self._faces(self._interval_around(self.network.operations[index].name))
+        settled = (low >= 0) | (high <= 0)
+        lower, upper = self._descent.ends(index, ~settled)
+        return torch.where(settled, low, lower), torch.where(settled, high, upper)
+
+    def _interval_around(self, name: str) -> Shallow:
+        """Interval arithmetic, from the ReLUs that are bounded already."""
+        if name in self.shallow:
+            return self.shallow[name]
+        if name not in self._around:
+            op = next(op for op in self.network.operations if op.name == name)
+            if op.kind == "relu":
+                low, high = (end.clamp(min=0) for end in self._bounded[name])
+                error = torch.zeros_like(low)
+                if self.rounding:  # of the midpoint and of the half width
+                    error = above(4 * UNIT64 * high)
+                self._around[name] = Shallow((low + high) / 2, (high - low) / 2, error, True)
+            else:
+                sources = [self._interval_around(source) for source in op.inputs]
+                self._around[name] = self._image(op, sources)
+        return self._around[name]
 
     def back_substitute(self, index: int, rows: Tensor, b: Tensor) -> LinearBound:
         """Rows over the value of operation ``index`` become rows over the input.
