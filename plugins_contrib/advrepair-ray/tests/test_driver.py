@@ -70,13 +70,13 @@ def test_a_killed_driver_is_resumed(tmp_path: Path) -> None:
     there.mkdir()
     plain = start(here)
     process, mark = start(there, *RAY)
-    until(lambda: len(shards(there)) >= 2 or process.poll() is not None)
+    until(lambda: len(shards(there)) >= 1 or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     code, shown = ended(process)
     assert code == -signal.SIGKILL, shown
     until(lambda: not running(mark))  # it took its cluster with it
     done = shards(there)
-    assert 2 <= len(done) < 5
+    assert 1 <= len(done) < 4
     assert finished(there, *start(there, *RAY, "--resume")) == finished(here, *plain)
 
 
