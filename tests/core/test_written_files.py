@@ -1,5 +1,6 @@
 """Files written whole or not at all."""
 
+import errno
 import json
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
     def broken():
         yield torch.zeros(1)
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     write_tensors(tmp_path / "t", {"x": torch.ones(2)}, {})
     with pytest.raises(OSError, match="disk full"):
