@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from typing import Any
@@ -55,6 +56,7 @@ class Solver:
             "training": values(self.training),
             "seed": self.seed,
             "device": bounder.device.type,
+            "samples": None if self.samples is None else _digest(*self.samples),
             "versions": versions("advrepair", "torch"),
         }
         return json.dumps(known, sort_keys=True)
@@ -97,6 +99,13 @@ class Solver:
         found = stated(bank, worklist, bounder, own, trained)
         clock.append(time.thread_time())
         return evolve(found, cpu=torch.tensor(clock, dtype=torch.float64).diff())
+
+
+def _digest(x: Tensor, decisions: Decisions) -> str:
+    found = hashlib.sha256(decisions.decide.__qualname__.encode())
+    for tensor in (x, decisions.outputs):
+        found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def stated(
