@@ -85,9 +85,11 @@ def write_tensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             for block in _blocks(tensors[name]):
+                if block.dtype != tensors[name].dtype:
+                    raise ValueError(f"{path}: {name} has not the type that was announced")
                 file.write(_bytes(block))
-        if file.tell() != 8 + len(text) + end:
-            raise ValueError(f"{path}: a tensor has not the size that was announced")
+            if file.tell() != 8 + len(text) + about[name]["data_offsets"][1]:
+                raise ValueError(f"{path}: {name} has not the size that was announced")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -20,6 +21,7 @@ from advrepair.core.solving import Solver
 
 _BANK = "bank"
 _BLOCK_BYTES = 2**24
+_SUM = "sha256"  # of an outcome's tensors: a proof must be about the weights beside it
 
 
 @define(eq=False)
@@ -95,7 +97,8 @@ class Results:
 
     def _keep(self, place: int, outcome: Outcome) -> None:
         if self.checkpoint is not None:
-            self.checkpoint.save(self._keys[place], outcome.tensors())
+            tensors = outcome.tensors()
+            self.checkpoint.save(self._keys[place], tensors | {_SUM: _sum(tensors)})
             outcome = evolve(outcome, stack={})
         self.outcomes[place] = outcome
 
@@ -106,8 +109,26 @@ class Results:
         return saved is not None
 
     def _saved(self, place: int) -> Outcome | None:
+        """What was kept, None if there is nothing or the file is damaged."""
         saved = self.checkpoint.load(self._keys[place]) if self.checkpoint else None
-        return None if saved is None else Outcome.from_tensors(saved)
+        if saved is None or (known := saved.pop(_SUM, None)) is None:
+            return None
+        return Outcome.from_tensors(saved) if torch.equal(known, _sum(saved)) else None
 
     def _stack(self, place: int) -> Mapping[str, Tensor]:
-        return (self._saved(place) or self.outcomes[place]).stack
+        if self.checkpoint is None:
+            return self.outcomes[place].stack
+        saved = self._saved(place)
+        if saved is None:
+            raise UsageError(f"{self.checkpoint.folder}: what was kept there was changed or lost")
+        return saved.stack
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> Tensor:
+    """A digest of tensors and their names: uint8 [32]."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return torch.tensor(list(sha.digest()), dtype=torch.uint8)
