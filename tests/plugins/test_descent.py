@@ -1,6 +1,7 @@
 """Blocks change the order of work, and nothing that is found; strips and bands leave out zeros."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
-from advrepair.core.rounding import Rounding
+from advrepair.core.rounding import UNIT64, Rounding, gamma
 from advrepair.plugins.verifiers import descent, transposed
 from advrepair.plugins.verifiers.affine import PULL
-from advrepair.plugins.verifiers.counts import Counts, Lines
+from advrepair.plugins.verifiers.counts import Count, Counts, Lines
 from advrepair.plugins.verifiers.propagation import Propagation
 from advrepair.plugins.verifiers.relaxations import SLOPES
 from advrepair.testing.cases import Case, make_case
@@ -177,6 +178,57 @@ def test_rows_that_met_above_the_highest_relu_are_counted_at_theirs(block, monke
     monkeypatch.setattr(Counts, "through", spy)
     state(make_case("two paths", network, ("small", "wide"), 2, 1), Rounding())
     assert (first, True) in seen and (first, False) not in seen
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_blocks_take_off_what_steps_take_off(case: Case) -> None:
+    """What deployed rounding costs an end is the same in blocks, and not only nearly the ends."""
+    level = Rounding("deployed-float32")
+    exact, steps = (list(plainly(case, r, "zero")._bounded.values()) for r in (Rounding(), level))
+    blocks = list(state(case, level, "zero")._bounded.values())
+    for (low, high), (lower, upper), (least, most) in zip(blocks, steps, exact, strict=True):
+        near = 1e-11 * (1 + lower.abs().maximum(upper.abs()))
+        assert bool((low <= lower + 0.02 * (least - lower).clamp(min=0) + near).all())
+        assert bool((high >= upper - 0.02 * (upper - most).clamp(min=0) - near).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases(), tiny=st.integers(0, 3), merged=st.booleans())
+def test_what_is_taken_along_at_a_relu_covers_its_own_rounding(
+    case: Case, tiny: int, merged: bool
+) -> None:
+    made = state(case, Rounding(), "same")
+    if made._descent is None:
+        return
+    counts = made._descent.counts
+    for op in case.network.operations:
+        if op.kind != "relu":
+            continue
+        count, shape = counts.at(op.inputs[0]), op.shape
+        constant = torch.zeros(len(case.box), size(shape), dtype=torch.float64)
+        constant = constant if count.constant is None else count.constant.expand_as(constant)
+        error = torch.zeros_like(constant) if count.error is None else count.error
+        if tiny:  # so small that products with slopes lose their digits
+            constant, error = constant * 2.0**-1070, error * 0 + tiny * 2.0**-1074
+            counts._counts[op.inputs[0]] = Count(constant, error)
+            counts._lines.clear()
+        lines = counts.through(op, merged)
+        offset = transposed.flat(made.relaxed[op.name].offset, shape)
+        met = 2 * UNIT64 * transposed.flat(made.sizes[op.name], shape) if merged else 0 * offset
+        own = gamma(size(shape)) * offset
+        parts = (lines.lower, lines.positive, 1, 0 * own), (lines.upper, lines.negative, -1, own)
+        for slope, taken, sign, more in parts:
+            shift = offset if sign < 0 else 0 * offset
+            numbers = (slope[:, 0], constant, error, shift, taken[:, 0], sign * taken[:, 1])
+            needed = (met + more).flatten().tolist()
+            for s, c, e, t, have, lost, least in zip(
+                *(part.flatten().tolist() for part in numbers), needed, strict=True
+            ):
+                off = abs(Fraction(s) * Fraction(c) + Fraction(t) - Fraction(have))
+                off -= 3 * Fraction(UNIT64) * (abs(Fraction(s) * Fraction(c)) + Fraction(t))
+                owed = Fraction(s) * Fraction(e) * (1 - Fraction(UNIT64) * 8) + max(off, 0)
+                assert Fraction(lost) >= owed + Fraction(least) * (1 - Fraction(UNIT64) * 8)
 
 
 def test_a_band_ends_where_an_operation_needs_every_line() -> None:
