@@ -32,11 +32,11 @@ def solved(shards, bounder):
         for turn in range(3):
             tree = worklist.tree
             cut = [
-                (piece, (names[owner] + turn) % 6)
+                (piece, (names[owner] + turn % 2) % 6)  # one dimension twice
                 for piece, (owner, node) in enumerate(
                     zip(worklist.owner.tolist(), worklist.node.tolist(), strict=True)
                 )
-                if (names[owner] >> turn) % 2
+                if (turn != 1 or names[owner] % 2)
                 and (turn < 2 or (tree.parent[node] >= 0 and tree.first(node)))
             ]
             if cut:

@@ -6,6 +6,7 @@ from attrs import evolve
 from problems import Mixed, a_network, a_problem, some_parts
 
 from advrepair.core import sections
+from advrepair.core.constant import constant_patches
 from advrepair.core.solving import prove
 from advrepair.core.training import Trained, train
 from advrepair.core.types import SplitPlan
@@ -21,6 +22,7 @@ from advrepair.plugins.refiners.gradient_width import GradientWidth
         {},
         {"scale": False, "optimiser": "adam", "lr": 0.05},
         {"epochs": 2, "rounds": 6, "split": 2},
+        {"epochs": 3, "rounds": 8, "split": 1, "margin": 0.001},
         {"epochs": 1, "rounds": 2, "split": 1, "fallback": False},
     ],
 )
@@ -51,3 +53,18 @@ def test_a_kept_proof_of_a_piece_that_was_cut_later_is_refused():
     parts.worklist.split(SplitPlan(torch.arange(6), torch.zeros(6).long()), parts.bounder)
     with pytest.raises(ValueError, match="cut"):
         prove(parts.bank, parts.worklist, parts.bounder, kept)
+
+
+def test_padding_of_patches_that_are_proved_together_is_not_kept():
+    parts = some_parts()
+    parts.worklist.split(SplitPlan(torch.tensor([0, 3]), torch.tensor([1, 2])), parts.bounder)
+    parts.worklist.split(SplitPlan(torch.tensor([4]), torch.tensor([0])), parts.bounder)
+    stack, proved = constant_patches(torch.arange(6), parts.worklist, parts.bounder)
+    assert proved.all()
+    parts.bank.put(torch.arange(6), stack)
+    kept, budget = Trained.nothing_yet(6), sections.Training(margin=1e-6)
+    train(parts.bank, parts.worklist, parts.bounder, GradientWidth(), budget, kept)
+    nodes = torch.cat([nodes for nodes, _, _ in kept.proofs])
+    assert kept.epochs.sum() == 0 and len(nodes) == len(nodes.unique()) == 9
+    margin, _ = prove(parts.bank, parts.worklist, parts.bounder, kept)
+    assert torch.allclose(margin, parts.margins(), rtol=1e-9, atol=1e-9)
