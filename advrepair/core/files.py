@@ -98,11 +98,13 @@ def write_tensors(
         sha.update(start if seal else b"")
         for name in names:
             for block in _blocks(tensors[name]):
+                if block.dtype != tensors[name].dtype:
+                    raise ValueError(f"{path}: {name} has not the type that was announced")
                 data = _bytes(block)
                 file.write(data)
                 sha.update(data if seal else b"")
-        if file.tell() != len(start) + end:
-            raise ValueError(f"{path}: a tensor has not the size that was announced")
+            if file.tell() != len(start) + about[name]["data_offsets"][1]:
+                raise ValueError(f"{path}: {name} has not the size that was announced")
         if seal:
             file.seek(start.index(_UNSEALED.encode()))
             file.write(sha.hexdigest().encode())

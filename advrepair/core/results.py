@@ -103,6 +103,7 @@ class Results:
             self.outcomes[place] = evolve(saved, stack={})
 
     def _saved(self, place: int) -> Outcome | None:
+        """What was kept, None if there is nothing or the file is damaged."""
         saved = self.checkpoint.load(self._keys[place]) if self.checkpoint else None
         return None if saved is None else Outcome.from_tensors(saved)
 

@@ -141,6 +141,7 @@ def prove(
     Sound: the rows of N and of the patch are rigorous bounds on the piece, and so is their
     least sum (:meth:`~advrepair.core.bounding.Bounder.least`). A margin <= 0 or NaN proves
     nothing. What training proved with the weights that are stored is not proved again.
+    Raises ValueError if that was about a piece that has been cut since.
     """
     count = len(worklist.node)
     margin = torch.full((count,), -torch.inf, dtype=torch.float64)
@@ -149,6 +150,8 @@ def prove(
     place[worklist.node], known = torch.arange(count), torch.zeros(count, dtype=torch.bool)
     for nodes, least, used in trained.proofs:
         pieces = place[nodes]
+        if bool((pieces < 0).any()):
+            raise ValueError("a proof was kept of a piece that was cut later")
         margin[pieces], slope[pieces], known[pieces] = least, used, True
     if not bool(known.all()):
         patches = worklist.patch[~known].unique()

@@ -128,7 +128,9 @@ class Descent:
         op = self.network.operations[index]
         eye = torch.eye(units, dtype=self._radius.dtype, device=self._radius.device)
         zero = self._radius.new_zeros(1, units)
-        rows = _Rows(slice(None), self._bands(index, slice(None)), zero, zero)
+        # Over whole values, also where a stride leaves out the last lines.
+        whole = {name: (0, lines_of(shape)) for name, shape in self.counts.shapes.items()}
+        rows = _Rows(slice(None), whole, zero, zero)
         self._arrive(rows, op.name, eye.unsqueeze(0))
         for op in reversed(self.network.operations[: index + 1]):
             if op.kind != "relu":
@@ -232,11 +234,12 @@ class Descent:
         if A is None:
             return
         lines = self.counts.through(op, op.name in rows.merged)
-        positive, negative = A.relu(), A.clamp(max=0)
         lower, upper, up, down = (
             self._cut(rows, op.name, t[rows.boxes])
             for t in (lines.lower, lines.upper, lines.positive, lines.negative)
         )
+        A = A.expand(len(lower), -1, -1)  # all boxes share what only the head brought
+        positive, negative = A.relu(), A.clamp(max=0)
         found = positive @ up.transpose(1, 2) + negative @ down.transpose(1, 2)
         rows.add(found[..., 0], found[..., 1] if self.rounding else None)
         A = positive.mul_(lower).addcmul_(negative, upper)

@@ -37,6 +37,7 @@ class Propagation:
     # Intervals of values that are not affine in the input, for a first look at ReLUs.
     _around: dict[str, Shallow] = field(factory=dict)
     _bounded: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
+    _sources: dict[str, str] = field(factory=dict)
     _descent: Descent | None = None
     _sizes_of_weights: dict[str, Tensor] = field(factory=dict)
 
@@ -86,7 +87,8 @@ class Propagation:
         ends = self._interval(source)
         lower, upper = self.known(op, *ends)
         self.relaxed[op.name] = self.lines(op, lower, upper)
-        self._bounded[op.name] = (lower, upper)
+        self._bounded[op.name], self._sources[op.name] = (lower, upper), source
+        self._around.pop(source, None)  # it was made with a larger size
         if self.rounding:
             # The centre of a shallow value, whose rounding its size accounts for, is that of
             # the whole box, and need not lie in the part that is known.
@@ -206,16 +208,29 @@ class Propagation:
             return self.shallow[name]
         if name not in self._around:
             op = next(op for op in self.network.operations if op.name == name)
+            reader = next((r for r, source in self._sources.items() if source == name), None)
             if op.kind == "relu":
-                low, high = (end.clamp(min=0) for end in self._bounded[name])
-                error = torch.zeros_like(low)
-                if self.rounding:  # of the midpoint and of the half width
-                    error = above(4 * UNIT64 * high)
-                self._around[name] = Shallow((low + high) / 2, (high - low) / 2, error, True)
+                ends = (end.clamp(min=0) for end in self._bounded[name])
+                self._around[name] = self._between(name, *ends)
+            elif reader is not None:
+                self._around[name] = self._between(name, *self._bounded[reader])
             else:
                 sources = [self._interval_around(source) for source in op.inputs]
                 self._around[name] = self._image(op, sources)
         return self._around[name]
+
+    def _between(self, name: str, low: Tensor, high: Tensor) -> Shallow:
+        """A value between two ends, and within its size, by which its images count what they lose.
+
+        Rows may bound a value more loosely than its size does.
+        """
+        if not self.rounding:
+            return Shallow((low + high) / 2, (high - low) / 2, torch.zeros_like(low), True)
+        size = self.sizes[name]
+        low, high = torch.maximum(low, -size), torch.minimum(high, size)
+        # Of the midpoint and of the half width.
+        error = above(4 * UNIT64 * torch.maximum(low.abs(), high.abs()))
+        return Shallow((low + high) / 2, (high - low) / 2, error, True)
 
     def back_substitute(self, index: int, rows: Tensor, b: Tensor) -> LinearBound:
         """Rows over the value of operation ``index`` become rows over the input.
