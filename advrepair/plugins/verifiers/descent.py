@@ -176,7 +176,7 @@ class Descent:
         spread = torch.zeros_like(some.b)
         if INPUT in some.linear:
             radius = self._cut(some, INPUT, self._radius[boxes])
-            spread = (some.linear[INPUT].abs_() @ radius.unsqueeze(2)).squeeze(2)
+            spread = _dot(some.linear[INPUT].abs_(), radius)
         lowest = some.b - spread
         if self.rounding:
             total = above(some.error + 4 * UNIT64 * some.b.abs()) + UNDERFLOW
@@ -237,8 +237,8 @@ class Descent:
             self._cut(rows, op.name, t[rows.boxes])
             for t in (lines.lower, lines.upper, lines.positive, lines.negative)
         )
-        found = positive @ up.transpose(1, 2) + negative @ down.transpose(1, 2)
-        rows.add(found[..., 0], found[..., 1] if self.rounding else None)
+        found = up @ positive.transpose(1, 2) + down @ negative.transpose(1, 2)
+        rows.add(found[:, 0], found[:, 1] if self.rounding else None)
         A = positive.mul_(lower).addcmul_(negative, upper)
         A = grown(A, op.shape, rows.bands[op.name], rows.bands[op.inputs[0]])
         self._arrive(rows, op.inputs[0], A, counted=True)
@@ -297,4 +297,5 @@ def _dot(A: Tensor, value: Tensor) -> Tensor:
     """Rows [B or 1,M,n] times a value [B,n]: [B,M]."""
     if len(A) == 1:
         return value @ A[0].T
-    return (A @ value.unsqueeze(2)).squeeze(2)
+    # The library is three times as fast with the vector on the left.
+    return (value.unsqueeze(1) @ A.transpose(1, 2)).squeeze(1)
