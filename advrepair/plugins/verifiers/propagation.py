@@ -187,7 +187,8 @@ class Propagation:
 
         Units that interval arithmetic shows to be of one sign, by far, keep its ends: their
         ReLU is affine all the same. By far, as rows settle them too then, so that every line
-        stays as it is; a line of another slope could make what comes later looser.
+        stays as it is; a line of another slope could make what comes later looser. Slopes that
+        are worse than by area leave rows so loose that nothing follows.
 
         Sound: interval arithmetic holds for the computed values, like everything here. With
         rounding only those ends are left out that no size is made of: the one nearer to 0, and
@@ -199,7 +200,7 @@ class Propagation:
             self._descent = Descent(*given, Counts(*given, *found))
         name = self.network.operations[index].name
         low, high = self._faces(self._interval_around(name))
-        apart = (high - low) / 2
+        apart = (high - low) / 2 if self.slope == "area" else torch.full_like(low, torch.inf)
         active, dead = low >= apart, high <= -apart
         below = above = ~(active | dead)
         if self.rounding:
