@@ -7,7 +7,8 @@ needs. Its method ``backward`` with ``adaptive`` slopes is DeepPoly, with every 
 bound by back-substitution. It is timed at its best: with ``patches`` and ``matrix``, with all
 boxes in one call and in parts; then the best one and ours take turns, and the least CPU time
 of each counts. The ResNet has the layers of VNN-COMP's ``resnet_2b`` and is trained here, on
-CIFAR-10, as no file of it comes with the data.
+CIFAR-10, as no file of it comes with the data. ``--flat`` measures ours alone, for more and more
+boxes: the time of one should not grow.
 """
 
 import argparse
@@ -220,6 +221,21 @@ def compared(given: Problem, repeats: int) -> Iterator[str]:
         )
 
 
+def flat(given: Problem) -> Iterator[str]:
+    """CPU time of a box by ours, plain in float32 and rigorous, for ever more boxes."""
+    for count in (100, 1_000, 10_000, 50_000):
+        index = torch.arange(count) % len(given.box)
+        more = Problem(given.name, given.network, given.box[index], given.C[index])
+        spent = [
+            min(seconds(bound)[0] for _ in range(5 if count <= 1_000 else 1))
+            for bound in (ours(more, False, torch.float32), ours(more, True))
+        ]
+        yield f"{given.name}, {count} boxes: " + ", ".join(
+            f"{words} {1e3 * used / count:.3f} ms a box"
+            for words, used in zip(("float32", "rigorous"), spent, strict=True)
+        )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -227,9 +243,18 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--epsilon", type=float)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--flat", action="store_true", help="ours alone, for ever more boxes")
     given = parser.parse_args()
     if "ADVREPAIR_DATA" not in os.environ:
         parser.error("set ADVREPAIR_DATA to the folder that holds mnist/")
+    data = Path(os.environ["ADVREPAIR_DATA"])
+    if given.flat:
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        for name in given.network or ("acas_1_1",):
+            for line in flat(problem(data, name, given.count, given.epsilon)):
+                print(line, flush=True)
+        return
     try:
         import auto_LiRPA
     except ImportError as error:
@@ -244,7 +269,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in given.network or NETWORKS:
-        case = problem(Path(os.environ["ADVREPAIR_DATA"]), name, given.count, given.epsilon)
+        case = problem(data, name, given.count, given.epsilon)
         lines += compared(case, given.repeats)
         print(lines[-2], lines[-1], sep="\n", flush=True)
     print("\n" + "\n".join(lines))

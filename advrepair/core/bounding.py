@@ -22,7 +22,7 @@ _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near
 _FEW = 4  # boxes at least, unless they are large: one at a time is slow for other reasons
 _LARGE_BYTES = 2**30
 # What all boxes share is worked out once a chunk, so many boxes are better, if they are not wide.
-_MANY = 128
+_MANY = 512
 _WIDE_BYTES = 2**28
 
 

@@ -7,16 +7,17 @@ only: nothing here can be differentiated or mapped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import Tensor
 
 from advrepair.core.box import Box
 from advrepair.core.graph import INPUT, Network, Operation, size
 from advrepair.core.rounding import UNDERFLOW, UNIT64, Rounding, above
 from advrepair.plugins.verifiers.counts import Counts
+from advrepair.plugins.verifiers.parts import Block, of_many, of_one, slices
 from advrepair.plugins.verifiers.transposed import (
     Band,
     Pull,
@@ -34,14 +35,14 @@ _BLOCK_BYTES = 2**20  # of the widest rows of a block: half of a core's own cach
 
 @define(eq=False)
 class _Rows:
-    """Rows on their way back, of some boxes: [boxes or 1,M,n] over each value they reached.
+    """Rows on their way back, of some boxes: [g or 1,m,n] over each value they reached.
 
     bands: the lines of each value that any row can meet; the rows are over those. linear:
     over values that are affine in the input, whose midpoints b has. merged: ReLUs over which
     a sum of rows is whose rounding is not in error yet.
     """
 
-    boxes: slice
+    block: Block
     bands: Mapping[str, Band]
     b: Tensor
     error: Tensor
@@ -73,139 +74,139 @@ class Descent:
         self._radius = flat(self.box.radius, self.network.input_shape)
 
     def selective(self, index: int) -> bool:
-        """Whether a box's rows fill blocks of their own, so that it pays to leave some out.
-
-        It follows from the shapes alone.
-        """
+        """Whether a box's rows fill blocks of their own. It follows from the shapes alone."""
         return self._block(index) < 2 * size(self.network.operations[index].shape)
 
-    def ends(self, index: int, wanted: Tensor | None) -> tuple[Tensor, Tensor]:
+    def ends(self, index: int, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper ends of a value's units, [B,*shape] each.
 
-        wanted: bool [B,*shape], units whose ends are asked; the others may come out as NaN.
-        Sound as :meth:`Propagation.back_substitute`, and with the same slopes. What is left
-        out decides nothing about what is not.
+        lows, highs: bool [B,*shape], units whose lower or upper end is asked; others may come
+        out as NaN. Sound as :meth:`Propagation.back_substitute`, and with the same slopes. What
+        is left out decides nothing about what is not.
         """
-        op = self.network.operations[index]
-        units, block = size(op.shape), max(1, self._block(index) // 2)
-        head = self._head(index, units)
-        found = self._radius.new_full((2, len(self.box), units), torch.nan)
-        if wanted is None:
-            for boxes in _slices(len(self.box), max(2, block // units)):
-                least = self._least(index, head, boxes, slice(None))
-                found[:, boxes] = least.unflatten(1, (2, units)).transpose(0, 1)
-        else:
-            for box, keep in enumerate(flat(wanted, op.shape)):
-                for some in self._parts(keep, block):
-                    least = self._least(index, head, slice(box, box + 1), some)
-                    found[:, box, some] = least.view(2, -1)
-        return unflat(found[0], op.shape), unflat(-found[1], op.shape)
-
-    @staticmethod
-    def _parts(keep: Tensor, block: int) -> Iterator[slice | Tensor]:
-        """The units to keep, or all where nearly all are: so many at a time.
-
-        Every part has the same length, so that no row's bits depend on how many there are.
-        """
-        chosen, units = keep.nonzero().squeeze(1), len(keep)
-        if units >= block and 4 * len(chosen) >= 3 * units:
-            yield from _slices(units, block)
-            return
-        for part in chosen.split(block) if len(chosen) else ():
-            yield torch.cat([part, part[-1:].expand(block - len(part))])
+        shape, most = self.network.operations[index].shape, self._block(index)
+        wanted = torch.stack([flat(lows, shape), flat(highs, shape)], 2).flatten(1)
+        head = self._head(index, size(shape))
+        found = self._radius.new_full(wanted.shape, torch.nan)
+        for block in (of_one if self.selective(index) else of_many)(wanted, most):
+            block.put(found, self._least(index, head, block))
+        low, high = found.unflatten(1, (-1, 2)).unbind(2)
+        return unflat(low, shape), unflat(-high, shape)
 
     def _block(self, index: int) -> int:
-        """Rows of a block."""
+        """Rows of a block; those over what is affine in the input are shorter-lived."""
         below = self.network.operations[: index + 1]
-        widest = max(size(self.network.input_shape), *(size(op.shape) for op in below))
-        return max(1, _BLOCK_BYTES // (self._radius.element_size() * widest))
+        sizes = [size(op.shape) for op in below if op.name not in self.counts.shallow]
+        return max(2, _BLOCK_BYTES // (self._radius.element_size() * max(sizes)))
 
     def _head(self, index: int, units: int) -> _Rows:
-        """Rows of every unit down to the ReLUs, which all boxes share; b, error: [B,2,units].
+        """Both rows of every unit down to the ReLUs, which all boxes share.
 
-        Second in b and error are the units' negations.
+        b, error: [B,R]. pending, linear: [R,n]; of the highest ReLU their positive and their
+        negative part, [2,R,n].
         """
         op = self.network.operations[index]
         eye = torch.eye(units, dtype=self._radius.dtype, device=self._radius.device)
         zero = self._radius.new_zeros(1, units)
         # Over whole values, also where a stride leaves out the last lines.
         whole = {name: (0, lines_of(shape)) for name, shape in self.counts.shapes.items()}
-        rows = _Rows(slice(None), whole, zero, zero)
+        rows = _Rows(Block(slice(None), slice(0, 2 * units)), whole, zero, zero)
         self._arrive(rows, op.name, eye.unsqueeze(0))
         for op in reversed(self.network.operations[: index + 1]):
             if op.kind != "relu":
                 self._step(rows, op)
         b, error = (t.expand(len(self.box), -1) for t in (rows.b, rows.error))
-        rows.b, rows.error = torch.stack([b, -b], 1), torch.stack([error, error], 1)
+        rows.b, rows.error = _paired(b, -b, 1), _paired(error, error, 1)
+        for reached in (rows.pending, rows.linear):
+            for name, A in reached.items():
+                reached[name] = _paired(A[0], -A[0], 0)
         # The highest ReLU gets rows from nowhere else: its sums are taken for all boxes at once.
         for op in reversed(self.network.operations[: index + 1]):
             if op.name in rows.pending:
-                A = rows.pending[op.name][0]
-                signed = torch.stack([A.relu(), A.clamp(max=0)])
-                rows.pending[op.name] = signed
+                A = rows.pending[op.name]
+                rows.pending[op.name] = torch.stack([A.relu(), A.clamp(max=0)])
+                positive, negative = (part[::2] for part in rows.pending[op.name])
                 lines = self.counts.through(op, op.name in rows.merged)
-                # [2,B,units,k]: both parts by what either sign takes along.
+                # [B,k,units]: both parts by what either sign takes along.
                 up, down = (
-                    torch.einsum("smn,bkn->sbmk", signed, along)
+                    [along @ part.T for part in (positive, negative)]
                     for along in (lines.positive, lines.negative)
                 )
-                met = torch.stack([up[0] + down[1], -(up[1] + down[0])], 1)
-                rows.add(met[..., 0], met[..., 1] if self.rounding else None)
+                met = _paired(up[0] + down[1], -(up[1] + down[0]), 2)
+                rows.add(met[:, 0], met[:, 1] if self.rounding else None)
                 break
         return rows
 
-    def _least(self, index: int, head: _Rows, boxes: slice, units: slice | Tensor) -> Tensor:
-        """Lower ends of units and of their negations, for some boxes: [boxes,M], M twice units."""
-        b, error = (t[boxes][:, :, units].flatten(1) for t in (head.b, head.error))
-        some = _Rows(boxes, self._bands(index, units), b, error)
+    def _least(self, index: int, head: _Rows, block: Block) -> Tensor:
+        """Lower ends of the rows of a block: [g,m]."""
+        bands = self._bands(index, slice(None) if block.own else block.rows)
+        some = _Rows(block, bands, block.of(head.b), block.of(head.error))
         first = True
         for op in reversed(self.network.operations[: index + 1]):
-            if op.kind != "relu":
-                self._step(some, op)
-            elif op.name in head.pending and first:
-                first = False
-                A = self._begun(op, head, some, units)
-                self._arrive(some, op.inputs[0], A, counted=True)
-            else:
+            if op.kind == "relu":
+                if op.name in head.pending and first:
+                    first = False
+                    A = self._begun(op, head, some)
+                    self._arrive(some, op.inputs[0], A, counted=True)
+                    continue
                 if op.name in head.pending:
-                    A = head.pending[op.name][:, units]
-                    self._merge(some, op.name, _both(self._cut(some, op.name, A)))
+                    A = self._cut(some, op.name, head.pending[op.name])[block.rows]
+                    self._merge(some, op.name, A if block.own else A.unsqueeze(0))
                     some.merged |= head.merged & {op.name}
                 self._through_relu(some, op)
-        if INPUT in head.linear:
-            A = _both(self._cut(some, INPUT, head.linear[INPUT][:, units]))
-            some.linear[INPUT] = _sum(some.linear.get(INPUT), A)
-        spread = torch.zeros_like(some.b)
-        if INPUT in some.linear:
-            radius = self._cut(some, INPUT, self._radius[boxes])
-            spread = (some.linear[INPUT].abs_() @ radius.unsqueeze(2)).squeeze(2)
+            elif op.name in some.pending:
+                self._step(some, op)
+        spread = self._spread(index, head, some)
         lowest = some.b - spread
         if self.rounding:
             total = above(some.error + 4 * UNIT64 * some.b.abs()) + UNDERFLOW
             lowest = lowest - total - above(4 * UNIT64 * spread)
         return lowest
 
-    def _begun(self, op: Operation, head: _Rows, some: _Rows, units: slice | Tensor) -> Tensor:
-        """Rows of the highest ReLU, and of the negated ones, over its input: [boxes,M,n]."""
-        positive, negative = self._cut(some, op.name, head.pending[op.name])[:, units]
+    def _spread(self, index: int, head: _Rows, some: _Rows) -> Tensor:
+        """How far rows over what is affine in the input vary: [g,m]."""
+        if INPUT in head.linear:
+            A = self._cut(some, INPUT, head.linear[INPUT])[some.block.rows]
+            A = A if some.block.own else A.unsqueeze(0)
+            some.linear[INPUT] = _sum(some.linear.get(INPUT), A)
+        kept = some.linear.get(INPUT)  # others read it too
+        radius = self._cut(some, INPUT, self._radius[some.block.boxes])
+        spread = torch.zeros_like(some.b)
+        wide = size(self.network.input_shape) * some.b.shape[1] * spread.element_size()
+        # These rows are of no use but for their sums: a few boxes at a time.
+        parts = list(slices(len(spread), max(2, _BLOCK_BYTES // wide)))
+        for part in parts:
+            linear = {name: A[part] if len(A) > 1 else A for name, A in some.linear.items()}
+            rows = evolve(some, linear=linear, pending={})
+            for op in reversed(self.network.operations[: index + 1]):
+                if op.name in rows.linear:
+                    self._step(rows, op)
+            if (over := rows.linear.get(INPUT)) is not None:
+                over = over.abs() if kept is not None else over.abs_()
+                spread[part] = _dot(over, radius[part])
+        return spread
+
+    def _begun(self, op: Operation, head: _Rows, some: _Rows) -> Tensor:
+        """Rows of the highest ReLU over its input: [g,m,n]."""
+        parts = self._cut(some, op.name, head.pending[op.name])
+        positive, negative = (part[some.block.rows] for part in parts)
         lines = self.counts.through(op, op.name in head.merged)
-        lower, upper = (self._cut(some, op.name, t[some.boxes]) for t in (lines.lower, lines.upper))
-        count = len(positive)
-        A = positive.new_empty(len(lower), 2 * count, positive.shape[1])
-        torch.mul(positive, lower, out=A[:, :count]).addcmul_(negative, upper)
-        torch.mul(negative, -lower, out=A[:, count:]).addcmul_(positive, -upper)
+        lower, upper = (
+            self._cut(some, op.name, t[some.block.boxes]) for t in (lines.lower, lines.upper)
+        )
+        A = (positive * lower).addcmul_(negative, upper)
         return grown(A, op.shape, some.bands[op.name], some.bands[op.inputs[0]])
 
-    def _bands(self, index: int, units: slice | Tensor) -> Mapping[str, Band]:
-        """Lines of every value that these units of one can depend on."""
+    def _bands(self, index: int, rows: slice | Tensor) -> Mapping[str, Band]:
+        """Lines of every value that these rows can depend on."""
         below = self.network.operations[: index + 1]
         shape = below[-1].shape
         lines = lines_of(shape)
         first, last = 0, size(shape) - 1
-        if isinstance(units, Tensor):
-            first, last = int(units.min()), int(units.max())
-        elif units != slice(None):
-            first, last = units.start, units.stop - 1
+        if lines > 1 and isinstance(rows, Tensor):
+            first, last = int(rows.min()) // 2, int(rows.max()) // 2
+        elif isinstance(rows, slice) and rows != slice(None):
+            first, last = rows.start // 2, (rows.stop - 1) // 2
         each = size(shape) // lines
         band = (first // each, last // each + 1)
         if (index, band) not in self._known_bands:
@@ -235,13 +236,13 @@ class Descent:
             return
         lines = self.counts.through(op, op.name in rows.merged)
         lower, upper, up, down = (
-            self._cut(rows, op.name, t[rows.boxes])
+            self._cut(rows, op.name, t[rows.block.boxes])
             for t in (lines.lower, lines.upper, lines.positive, lines.negative)
         )
         A = A.expand(len(lower), -1, -1)  # all boxes share what only the head brought
         positive, negative = A.relu(), A.clamp(max=0)
-        found = positive @ up.transpose(1, 2) + negative @ down.transpose(1, 2)
-        rows.add(found[..., 0], found[..., 1] if self.rounding else None)
+        found = up @ positive.transpose(1, 2) + down @ negative.transpose(1, 2)
+        rows.add(found[:, 0], found[:, 1] if self.rounding else None)
         A = positive.mul_(lower).addcmul_(negative, upper)
         A = grown(A, op.shape, rows.bands[op.name], rows.bands[op.inputs[0]])
         self._arrive(rows, op.inputs[0], A, counted=True)
@@ -251,10 +252,13 @@ class Descent:
         count = self.counts.at(name)
         if not counted and count.constant is not None:
             rows.add(
-                _dot(A, self._cut(rows, name, count.constant[rows.boxes])), rows.b.new_zeros(())
+                _dot(A, self._cut(rows, name, count.constant[rows.block.boxes])),
+                rows.b.new_zeros(()),
             )
         if not counted and count.error is not None:
-            rows.error = rows.error + _dot(A.abs(), self._cut(rows, name, count.error[rows.boxes]))
+            rows.error = rows.error + _dot(
+                A.abs(), self._cut(rows, name, count.error[rows.block.boxes])
+            )
         if name in self.counts.shallow:
             rows.linear[name] = _sum(rows.linear.get(name), A)
         else:
@@ -269,7 +273,9 @@ class Descent:
             rows.merged.add(name)
         elif self.rounding:
             most = self._cut(
-                rows, name, flat(self.counts.sizes[name], self.counts.shapes[name])[rows.boxes]
+                rows,
+                name,
+                flat(self.counts.sizes[name], self.counts.shapes[name])[rows.block.boxes],
             )
             rows.error = rows.error + 2 * UNIT64 * _dot(total.abs(), most)
 
@@ -280,24 +286,18 @@ class Descent:
         return self._pulls[op.name](A, rows.bands[op.name], rows.bands[source])
 
 
-def _slices(count: int, length: int) -> Iterator[slice]:
-    """Ranges of one length that cover 0..count-1; the last one may overlap the one before it."""
-    length = min(length, count)
-    for start in range(0, count, max(1, length)):
-        start = min(start, count - length)
-        yield slice(start, start + length)
-
-
 def _sum(before: Tensor | None, more: Tensor) -> Tensor:
     return more if before is None else before + more
 
 
-def _both(A: Tensor) -> Tensor:
-    return torch.cat([A, -A], 1)
+def _paired(first: Tensor, second: Tensor, axis: int) -> Tensor:
+    """Both, by turns along an axis."""
+    return torch.stack([first, second], axis + 1).flatten(axis, axis + 1)
 
 
 def _dot(A: Tensor, value: Tensor) -> Tensor:
     """Rows [B or 1,M,n] times a value [B,n]: [B,M]."""
     if len(A) == 1:
         return value @ A[0].T
-    return (A @ value.unsqueeze(2)).squeeze(2)
+    # The library is three times as fast with the vector on the left.
+    return (value.unsqueeze(1) @ A.transpose(1, 2)).squeeze(1)

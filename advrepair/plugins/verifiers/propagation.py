@@ -187,20 +187,29 @@ class Propagation:
     def _descend(self, index: int) -> tuple[Tensor, Tensor]:
         """Ends of a value by back-substitution in blocks.
 
-        Where a box's rows fill blocks of their own, units that interval arithmetic shows to be
-        of one sign keep its ends: their ReLU is affine all the same, so every line stays as it
-        is. Sound: interval arithmetic holds for the computed values, like everything here.
+        Units that interval arithmetic shows to be of one sign, by far, keep its ends: their
+        ReLU is affine all the same. By far, as rows settle them too then, so that every line
+        stays as it is; a line of another slope could make what comes later looser. Slopes that
+        are worse than by area leave rows so loose that nothing follows.
+
+        Sound: interval arithmetic holds for the computed values, like everything here. With
+        rounding only those ends are left out that no size is made of: the one nearer to 0, and
+        the other one if it is negative and only its ReLU reads it, whose result is 0.
         """
         if self._descent is None:
             found = (self.relaxed, self.shallow, self.sums, self.sizes)
             given = (self.network, self.params, self.box, self.rounding)
             self._descent = Descent(*given, Counts(*given, *found))
-        if not self._descent.selective(index):
-            return self._descent.ends(index, None)
-        low, high = self._faces(self._interval_around(self.network.operations[index].name))
-        settled = (low >= 0) | (high <= 0)
-        lower, upper = self._descent.ends(index, ~settled)
-        return torch.where(settled, low, lower), torch.where(settled, high, upper)
+        name = self.network.operations[index].name
+        low, high = self._faces(self._interval_around(name))
+        apart = (high - low) / 2 if self.slope == "area" else torch.full_like(low, torch.inf)
+        active, dead = low >= apart, high <= -apart
+        below = above = ~(active | dead)
+        if self.rounding:
+            alone = sum(op.inputs.count(name) for op in self.network.operations) == 1
+            below, above = (below if alone else ~active), ~dead
+        lower, upper = self._descent.ends(index, below, above)
+        return torch.where(below, lower, low), torch.where(above, upper, high)
 
     def _interval_around(self, name: str) -> Shallow:
         """Interval arithmetic, from the ReLUs that are bounded already."""

@@ -108,6 +108,9 @@ def transposed(op: Operation, params: Mapping[str, Tensor], shape: Sequence[int]
         weight = params[op.tensors["weight"]]
         if weight.dtype == torch.float32 and set(integers(op, "stride")) == {1}:
             return _library(op, weight, shape)
+        small = 4 * size(shape) <= size(op.shape)
+        if small and min(integers(op, "stride")) > 1 and set(integers(op, "dilation")) == {1}:
+            return _skipping(op, weight, shape)
         return _convolution(op, weight, shape)
     linear = without_bias(op)
 
@@ -180,6 +183,56 @@ def _convolution(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
                 place.addmm_(part, matrix[:, k, low - start * inputs : high - start * inputs])
         images = found[: count * each].view(count, each, below)
         return _lines(images, have[0] * down - top, want).view(*A.shape[:2], -1)
+
+    return rows
+
+
+def _skipping(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
+    """A convolution that skips steps, as products of strips of lines for what they all reach.
+
+    All that reaches a strip of what is below, in one line, is in one product: only lines are
+    added to each other, and only what is below is copied, so it should be small.
+    """
+    (down, right), (top, left) = integers(op, "stride"), integers(op, "padding")
+    kernel, (channels, _, width), (inputs, _, columns) = weight.shape[2:], op.shape, shape
+    tall, wide = -(-kernel[0] // down), -(-kernel[1] // right)
+    steps = width + wide - 1  # of columns that anything is in
+
+    def work(strip: int) -> int:
+        numbers = tall * down * strip * right * inputs
+        terms = (strip + wide - 1) * channels
+        return -(-steps // strip) * ((terms + 24) * (-(-numbers // 16) * 16 + 16) + 500)
+
+    strip = min(range(1, steps + 1), key=work)
+    strips, reach = -(-steps // strip), strip + wide - 1
+    matrix = _matrix(op, weight, reach)[0].view(reach * channels, kernel[0], -1, inputs)
+    matrix = F.pad(matrix, (0, 0, 0, wide * right, 0, tall * down - kernel[0]))
+    matrix = matrix[:, :, (wide - 1) * right : (wide - 1 + strip) * right]
+    matrix = matrix.reshape(reach * channels, -1).contiguous()
+
+    def rows(A: Tensor, have: Band, want: Band) -> Tensor:
+        height, count = have[1] - have[0], A.shape[0] * A.shape[1]
+        lines = A.reshape(count * height, width * channels)
+        met = A.new_empty(strips, count * height, matrix.shape[1])
+        for at in range(strips):
+            start = at * strip - wide + 1
+            low, high = max(0, start), min(width, start + reach)
+            part = lines[:, low * channels : high * channels]
+            torch.mm(
+                part, matrix[(low - start) * channels : (high - start) * channels], out=met[at]
+            )
+        # [count, height, tall, down, strips, strip * right * inputs]
+        split = met.view(strips, count, height, tall, down, -1).permute(1, 2, 3, 4, 0, 5)
+        found = A.new_empty(count, height + tall - 1, down, strips, split.shape[5])
+        found[:, :height] = split[:, :, 0]
+        found[:, height:] = 0
+        for k in range(1, tall):
+            found[:, k : k + height] += split[:, :, k]
+        images = found.view(count, (height + tall - 1) * down, -1, inputs)
+        images = images[:, :, left : left + columns]
+        if images.shape[2] < columns:
+            images = F.pad(images, (0, 0, 0, columns - images.shape[2]))
+        return _lines(images.flatten(2), have[0] * down - top, want).view(*A.shape[:2], -1)
 
     return rows
 
