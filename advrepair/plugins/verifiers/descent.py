@@ -35,7 +35,7 @@ _BLOCK_BYTES = 2**20  # of the widest rows of a block: half of a core's own cach
 
 @define(eq=False)
 class _Rows:
-    """Rows on their way back, of some boxes: [g or 1,m,n] over each value they reached.
+    """Rows on their way back, of some boxes: [boxes or 1,rows,n] over each value they reached.
 
     bands: the lines of each value that any row can meet; the rows are over those. linear:
     over values that are affine in the input, whose midpoints b has. merged: ReLUs over which
@@ -102,8 +102,8 @@ class Descent:
     def _head(self, index: int, units: int) -> _Rows:
         """Both rows of every unit down to the ReLUs, which all boxes share.
 
-        b, error: [B,R]. pending, linear: [R,n]; of the highest ReLU their positive and their
-        negative part, [2,R,n].
+        b, error: [B,M]. pending, linear: [M,n]; of the highest ReLU their positive and their
+        negative part, [2,M,n].
         """
         op = self.network.operations[index]
         eye = torch.eye(units, dtype=self._radius.dtype, device=self._radius.device)
@@ -137,7 +137,7 @@ class Descent:
         return rows
 
     def _least(self, index: int, head: _Rows, block: Block) -> Tensor:
-        """Lower ends of the rows of a block: [g,m]."""
+        """Lower ends of the rows of a block: [boxes,rows]."""
         bands = self._bands(index, slice(None) if block.own else block.rows)
         some = _Rows(block, bands, block.of(head.b), block.of(head.error))
         first = True
@@ -163,7 +163,7 @@ class Descent:
         return lowest
 
     def _spread(self, index: int, head: _Rows, some: _Rows) -> Tensor:
-        """How far rows over what is affine in the input vary: [g,m]."""
+        """How far rows over what is affine in the input vary: [boxes,rows]."""
         if INPUT in head.linear:
             A = self._cut(some, INPUT, head.linear[INPUT])[some.block.rows]
             A = A if some.block.own else A.unsqueeze(0)
@@ -186,7 +186,7 @@ class Descent:
         return spread
 
     def _begun(self, op: Operation, head: _Rows, some: _Rows) -> Tensor:
-        """Rows of the highest ReLU over its input: [g,m,n]."""
+        """Rows of the highest ReLU over its input: [boxes,rows,n]."""
         parts = self._cut(some, op.name, head.pending[op.name])
         positive, negative = (part[some.block.rows] for part in parts)
         lines = self.counts.through(op, op.name in head.merged)

@@ -20,7 +20,7 @@ _FEW = 2048  # rows of a block at most if what it lacks is filled up
 class Block:
     """Rows of some boxes; a box may come more than once.
 
-    boxes: [g]. rows: the same of every box, [m] or a range; or each box's own, [g,m].
+    boxes: a range, or numbers. rows: the same of every box; or of each its own, [boxes,rows].
     """
 
     boxes: slice | Tensor
@@ -32,14 +32,14 @@ class Block:
         return isinstance(self.rows, Tensor) and self.rows.dim() == 2
 
     def of(self, values: Tensor) -> Tensor:
-        """What belongs to the block of [B,R]: [g,m]."""
+        """What belongs to the block of [B,M]: [boxes,rows]."""
         if isinstance(self.rows, Tensor) and isinstance(self.boxes, Tensor):
             rows = self.rows if self.rows.dim() == 2 else self.rows.unsqueeze(0)
             return values[self.boxes.unsqueeze(1), rows]
         return values[self.boxes][:, self.rows]
 
     def put(self, values: Tensor, found: Tensor) -> None:
-        """Write the block's results [g,m] into [B,R]; what is there twice is the same."""
+        """Write the block's results [boxes,rows] into [B,M]; what is there twice is the same."""
         if isinstance(self.rows, Tensor) and isinstance(self.boxes, Tensor):
             rows = self.rows if self.rows.dim() == 2 else self.rows.unsqueeze(0)
             values[self.boxes.unsqueeze(1), rows] = found
@@ -54,7 +54,7 @@ def of_all(boxes: int, rows: int, most: int) -> Iterator[Block]:
 
 
 def of_one(wanted: Tensor, most: int) -> Iterator[Block]:
-    """Wanted rows, bool [B,R], one box at a time; all of a box where nearly all are wanted.
+    """Wanted rows, bool [B,M], one box at a time; all of a box where nearly all are wanted.
 
     Neighbours stay together, so that the rows of a block meet few lines of an image. How many
     rows a product has follows from its box alone, so that its bits do too.
@@ -71,7 +71,7 @@ def of_one(wanted: Tensor, most: int) -> Iterator[Block]:
 
 
 def of_many(wanted: Tensor, most: int) -> Iterator[Block]:
-    """Wanted rows, bool [B,R], of many boxes at a time; all of a box if nearly all are wanted.
+    """Wanted rows, bool [B,M], of many boxes at a time; all of a box if nearly all are wanted.
 
     All blocks of either kind have one shape, so that no row's bits depend on other boxes.
     """
@@ -93,7 +93,7 @@ def of_many(wanted: Tensor, most: int) -> Iterator[Block]:
 
 
 def _parts(wanted: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Every box's wanted rows, so many at a time: boxes [p], rows [p,length].
+    """Every box's wanted rows, so many at a time: boxes [parts], rows [parts,length].
 
     The last of a box's rows fill up its last part.
     """
