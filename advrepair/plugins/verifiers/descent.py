@@ -102,8 +102,7 @@ class Descent:
     def _head(self, index: int, units: int) -> _Rows:
         """Both rows of every unit down to the ReLUs, which all boxes share.
 
-        b, error: [B,M]. pending, linear: [M,n]; of the highest ReLU their positive and their
-        negative part, [2,M,n].
+        b, error: [B,M]. pending, linear: [M,n]; of the highest ReLU both its signs, [2,M,n].
         """
         op = self.network.operations[index]
         eye = torch.eye(units, dtype=self._radius.dtype, device=self._radius.device)
