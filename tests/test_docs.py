@@ -155,7 +155,7 @@ def test_errors_are_documented_with_their_exit_code() -> None:
 def test_exit_codes_are_documented() -> None:
     text = section(page("docs/commands.md"), "## Exit codes")
     found = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.M)}
-    assert found == {0, verify.UNKNOWN, 130} | {error.exit_code for error in exceptions()}
+    assert found == {0, verify.UNKNOWN, 130, 143} | {error.exit_code for error in exceptions()}
 
 
 # The run folder ------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_readme_shows_what_the_demo_prints(
 
     def stable(text: str) -> list[str]:
         """Words, line by line as they fall, without times, memory and padding."""
-        text = re.sub(r"^(seconds|peak memory): .*$", r"\1", text, flags=re.M)
+        text = re.sub(r"^(estimate|seconds|peak memory): .*$", r"\1", text, flags=re.M)
         return text.split()
 
     (shown,) = code_blocks(page("README.md"), "text")

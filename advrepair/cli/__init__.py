@@ -11,11 +11,10 @@ from typing import Annotated
 import typer
 
 from advrepair.cli import check, evaluate, export, plugins, report, run, verify
+from advrepair.cli.stopping import INTERRUPTED, Stopped, leave
 from advrepair.core.errors import AdvrepairError
 
 __all__ = ["app", "main"]
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="advrepair",
@@ -53,10 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     What the user can mend is one line on stderr; a bug of ours is a traceback.
     """
+    code = _main(arguments)
+    return leave(code) if arguments is None else code
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         code = app(args=arguments, prog_name="advrepair", standalone_mode=False)
     except AdvrepairError as error:
         return _fail(str(error), error.exit_code)
+    except Stopped as stopped:
+        return _say(str(stopped), stopped.code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
@@ -65,10 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(error.format_message(), 2)
     if code == INTERRUPTED:
-        return _fail("interrupted", INTERRUPTED)
+        return _say("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    return _say(f"error: {' '.join(message.split())}", code)
+
+
+def _say(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
     return code

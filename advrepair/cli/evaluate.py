@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from advrepair.cli.stopping import at_work
+
 Text = str | None
 
 
@@ -56,16 +58,16 @@ def evaluate(
     layers.append({s: {n: v for n, v in o.items() if v is not None} for s, o in given.items()})
     layers.extend(parse_setting(text) for text in settings or [])
     registry = Registry.load()
-    with follow(silent=as_json) as progress:
-        report = evaluate_folder(folder, layers, registry, progress)
-    if as_json:
-        print(json.dumps(report, indent=2))
-    else:
-        show.print_report(report, show.console())
-
     from advrepair import html
 
-    html.write(folder)
+    with at_work(folder, "give the same command again"):
+        with follow(silent=as_json) as progress:
+            report = evaluate_folder(folder, layers, registry, progress)
+        if as_json:
+            print(json.dumps(report, indent=2))
+        else:
+            show.print_report(report, show.console())
+        html.write(folder)
 
 
 def _preset(name: str) -> Any:

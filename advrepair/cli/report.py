@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from advrepair.cli.stopping import at_work
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -16,4 +18,5 @@ def report(
     """Write what a run folder holds as one HTML page that needs nothing but itself."""
     from advrepair import html
 
-    print(html.write(folder, out))
+    with at_work(folder, "try again"):
+        print(html.write(folder, out))

@@ -4,11 +4,16 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from advrepair.cli.stopping import at_work
 from advrepair.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from advrepair.core.config import Configuration
+    from advrepair.core.registry import Registry
 
 Text = str | None
 
@@ -79,6 +84,10 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON and nothing else.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what the run would take, write nothing, and stop."),
+    ] = False,
     require_certified: Annotated[
         bool,
         typer.Option("--require-certified", help="Exit with 1 unless every property is proved."),
@@ -115,35 +124,61 @@ def run(
         "certification": {"level": level},
         "run": {"preset": preset, "seed": seed, "device": device},
     }
-    report = _repair(config, flags, settings or [], out, force, resume, as_json)
+    configuration, registry, folder = _resolved(config, flags, settings or [], out, resume)
+    if dry_run:
+        _predict(configuration, folder, as_json)
+        return
+    with at_work(folder, "go on with --resume"):
+        report = _repair(configuration, registry, folder, force, resume, as_json)
     if require_certified and not _all_certified(report):
         print("error: not every property is certified (--require-certified)", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _repair(
+def _resolved(
     config: Text,
     flags: dict[str, dict[str, Text | list[str]]],
     settings: list[str],
     out: Path | None,
-    force: bool,
     resume: bool,
-    as_json: bool,
-) -> dict[str, Any]:
-    """Resolve what the user said, run it, and print the result."""
-    from advrepair.cli import show
-    from advrepair.cli.progress import progress as follow
-    from advrepair.core.config import parse_setting, read_toml, resolve
+) -> tuple["Configuration", "Registry", Path]:
+    """What the user said, as a configuration and a folder."""
+    from advrepair.cli.resuming import configured
+    from advrepair.core.config import parse_setting, read_toml
     from advrepair.core.registry import Registry
 
     layers = [] if config is None else [read_toml(config)]
     layers.append(_given(flags))
     layers.extend(parse_setting(text) for text in settings)
     registry = Registry.load()
-    configuration = resolve(registry, layers)
-    folder = out or Path("runs") / Path(configuration.problem.network).stem
+    configuration, folder = configured(registry, layers, out, resume)
+    return configuration, registry, folder
 
+
+def _predict(configuration: "Configuration", folder: Path, as_json: bool) -> None:
+    """Print what a run would take."""
+    from advrepair.cli import show
+    from advrepair.core import pipeline
+
+    predicted = pipeline.predict(configuration, folder)
+    if as_json:
+        print(json.dumps(predicted.as_json(), indent=2))
+    else:
+        show.print_estimate(predicted.lines(), predicted.table(), show.console())
+
+
+def _repair(
+    configuration: "Configuration",
+    registry: "Registry",
+    folder: Path,
+    force: bool,
+    resume: bool,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Run what is configured, and print the result."""
     from advrepair import html
+    from advrepair.cli import show
+    from advrepair.cli.progress import progress as follow
     from advrepair.core import pipeline
     from advrepair.core.memory import keep_freed_memory
 

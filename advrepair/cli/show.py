@@ -154,6 +154,15 @@ def print_report(report: Mapping[str, Any], screen: Console) -> None:
         _say(screen, line)
 
 
+def print_estimate(
+    lines: Iterable[str], rows: Iterable[tuple[str, str, str]], screen: Console
+) -> None:
+    """What a run would take, stage by stage."""
+    _table(screen, ("", "about", "operations, bytes moved"), rows, right=True)
+    for line in lines:
+        _say(screen, line)
+
+
 def print_listing(entries: Iterable[Entry], screen: Console) -> None:
     """Components by kind, then what cannot be used, each with its reason."""
     entries = list(entries)

@@ -137,21 +137,24 @@ def generalisation_set(
     They differ from x_adv.
     """
     noise = generator(seed, 2)
-    points, owners = [problem.x_adv[:0]], [problem.owner[:0]]
     labelled = (problem.properties.label[problem.owner] >= 0).nonzero()[:, 0]
+    more = problem.unseen or (problem.x_adv[:0], problem.owner[:0])
+    # One array from the start: putting parts together would hold all of them twice.
+    most = len(labelled) * samples + len(more[0])
+    points = problem.x_adv.new_empty(most, *problem.x_adv.shape[1:])
+    owners, have = problem.owner.new_empty(most), 0
     for example in labelled.repeat_interleave(samples).split(_AT_ONCE):
         index, known = problem.owner[example], problem.x_adv[example]
         asked = problem.properties[index]
         start = uniform(asked.box, noise)
         x = perturb(attack, network, asked, start, noise)
         new = asked.violated(_logits(network, x)) & (x != known).flatten(1).any(1)
-        points.append(x[new])
-        owners.append(index[new])
+        found = slice(have, have + int(new.sum()))
+        points[found], owners[found], have = x[new], index[new], found.stop
         advance(len(index))
-    if problem.unseen is not None:
-        points.append(problem.unseen[0])
-        owners.append(problem.unseen[1])
-    return torch.cat(points), torch.cat(owners)
+    end = have + len(more[0])
+    points[have:end], owners[have:end] = more
+    return points[:end], owners[:end]
 
 
 def counterexamples_left(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from attrs import define, evolve, field, frozen
@@ -141,6 +142,11 @@ class Bounder:
             "base rigorous": self.certifier.prepare(self.network, self.rounding),
             "patch rigorous": self.certifier.prepare(self.template, self.rounding),
         }
+
+    def __reduce__(self) -> tuple[type[Bounder], tuple[Any, ...]]:
+        """Pickled without what the verifiers prepared: it is prepared again."""
+        parts = (self.network, self.template, self.verifier, self.certifier, self.rounding)
+        return Bounder, (*parts, self.memory, self.device)
 
     def there(self) -> Bounder:
         """The same with its networks on the device, for what lies there, too; made once."""

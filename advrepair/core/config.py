@@ -101,12 +101,14 @@ class Configuration:
 def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
     """Lay the layers over each other, each over the preset it names, check, and build.
 
-    The plan of the result names every component, those left to a default too.
+    The plan of the result names every component, those left to a default too. A section named
+    after a role gives options to the component that plays it.
 
     Raises UsageError for an unknown section, option or component and for a bad value,
     PluginError for a component of a quarantined plugin.
     """
-    given = _merge(_with_presets(layers))
+    laid = _with_presets(layers)
+    given = _merge(laid)
     _check_sections(registry, given)
     sections: dict[str, Any] = {
         name: build(cls, given.get(name, {}), name) for name, cls in SECTIONS.items()
@@ -127,6 +129,7 @@ def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
         sections["problem"] = attrs.evolve(problem, input_range=())
     chosen = _select(registry, sections["plan"], problem)
     sections["plan"] = Plan(**{role: cls.name for role, cls in chosen.items()})
+    given = _merge([_by_component(layer, chosen) for layer in laid])
     components = {
         role: build(cls, _own(cls, given.get(cls.name, {})), cls.name)
         for role, cls in chosen.items()
@@ -171,13 +174,33 @@ def _check_sections(registry: Registry, given: Layer) -> None:
     quarantined = {entry.name for entry in listing if entry.problem}
     for section, options in given.items():
         classes = registry.named(section)
-        if section in SECTIONS or (section in quarantined and not classes):
+        of_core = section in SECTIONS or section in ROLES
+        if of_core or (section in quarantined and not classes):
             continue
         if not classes:
-            names = [*SECTIONS, *(entry.name for entry in listing)]
+            names = [*SECTIONS, *ROLES, *(entry.name for entry in listing)]
             raise UsageError(f"unknown section [{section}]: {suggestion(section, names)}")
         known = {each.name for cls in classes for each in describe(cls)}
         check_names(options, known, section)
+
+
+def _by_component(layer: Layer, chosen: Mapping[str, type[Component]]) -> Layer:
+    """The layer with what it says of roles under the names of the components that play them."""
+    named = {name: dict(options) for name, options in layer.items() if name not in ROLES}
+    for role, cls in chosen.items():
+        known = [each.name for each in describe(cls)]
+        for name, value in layer.get(role, {}).items():
+            if name not in known:
+                raise UsageError(
+                    f"unknown option {name!r} in [{role}], which is {cls.name!r}: "
+                    f"{suggestion(name, known)}"
+                )
+            if named.setdefault(cls.name, {}).setdefault(name, value) != value:
+                raise UsageError(
+                    f"[{role}] gives {name!r} of {cls.name!r} another value than a section beside "
+                    "it: they are one component, give it once"
+                )
+    return named
 
 
 def _own(cls: type[Component], options: Mapping[str, object]) -> Mapping[str, object]:

@@ -20,8 +20,8 @@ Value = TypeVar("Value")
 def device_of(name: str) -> torch.device:
     """The device of that name; raises UsageError if this torch has none, or one without float64.
 
-    On CUDA devices float32 is computed as float32: TF32, which is no arithmetic of a
-    certificate, is turned off for the process.
+    On CUDA devices what is no arithmetic of a certificate is turned off for the process: TF32,
+    and cuDNN, whose convolutions need not be sums of products.
     """
     try:
         device = torch.device(name)
@@ -32,6 +32,7 @@ def device_of(name: str) -> torch.device:
             f"run.device is {name!r}, which cannot be used here ({reason}): use --device cpu"
         ) from None
     if device.type == "cuda":
+        torch.backends.cudnn.enabled = False
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     return device

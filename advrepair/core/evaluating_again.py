@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
 from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import Configuration, as_layer, read_toml, resolve
 from advrepair.core.data import load_data
@@ -13,7 +15,7 @@ from advrepair.core.devices import device_of
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluating import full, read_examples
 from advrepair.core.files import file_digest, read_json, write_json
-from advrepair.core.inputs import clip_of, data_path
+from advrepair.core.inputs import anchored, clip_of, data_path
 from advrepair.core.registry import Registry
 from advrepair.core.reporting import add_assessment
 from advrepair.core.run_folder import Checkpoint
@@ -33,6 +35,7 @@ def evaluate(
     if not (folder / "run.toml").exists():
         raise UsageError(f"{folder} holds no complete run: name the folder of advrepair run")
     plan = resolve(registry, [read_toml(folder / "run.toml"), *layers])
+    plan = evolve(plan, problem=anchored(plan.problem))
     plan.evaluation_attack.require()
     check_digest(folder)
     repaired = read_repaired(folder / "repaired.safetensors", registry)

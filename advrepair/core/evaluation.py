@@ -47,10 +47,16 @@ class Around:
         return other / len(x) if len(x) else None
 
 
-DECISIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "argmax": lambda outputs: outputs.argmax(1),
-    "argmin": lambda outputs: outputs.argmin(1),
-}
+def _largest(outputs: Tensor) -> Tensor:
+    return outputs.argmax(1)
+
+
+def _smallest(outputs: Tensor) -> Tensor:
+    return outputs.argmin(1)
+
+
+# Functions with names: what is solved elsewhere refers to them.
+DECISIONS: dict[str, Callable[[Tensor], Tensor]] = {"argmax": _largest, "argmin": _smallest}
 
 
 def inputs_around(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -21,8 +23,11 @@ from torch import Tensor
 from advrepair.core.errors import UsageError
 
 FORMAT = 3
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _HEADER = "advrepair"
 _BLOCK_BYTES = 2**24
+_UNSEALED = "0" * 64
+_SEAL = re.compile(rb'"seal\\": \\"([0-9a-f]{64})\\"')
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -65,12 +70,18 @@ class Blocks:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor | Blocks], header: Mapping[str, Any]
+    path: Path,
+    tensors: Mapping[str, Tensor | Blocks],
+    header: Mapping[str, Any],
+    seal: bool = False,
 ) -> None:
     """Write safetensors with one JSON header, whole or not at all.
 
     The library writes from one copy of everything in memory; this one copies a block at a time.
+    seal: put a digest of the file into the file, for :func:`is_sealed`.
     """
+    if seal:
+        header = {**header, "seal": _UNSEALED}
     # Wider types first, so that every tensor lies at a multiple of its width.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     about: dict[str, Any] = {"__metadata__": {_HEADER: json.dumps(header, sort_keys=True)}}
@@ -81,13 +92,38 @@ def write_tensors(
         about[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(about, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    start, sha = len(text).to_bytes(8, "little") + text, hashlib.sha256()
     with _whole(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(start)
+        sha.update(start if seal else b"")
         for name in names:
             for block in _blocks(tensors[name]):
-                file.write(_bytes(block))
-        if file.tell() != 8 + len(text) + end:
-            raise ValueError(f"{path}: a tensor has not the size that was announced")
+                if block.dtype != tensors[name].dtype:
+                    raise ValueError(f"{path}: {name} has not the type that was announced")
+                data = _bytes(block)
+                file.write(data)
+                sha.update(data if seal else b"")
+            if file.tell() != len(start) + about[name]["data_offsets"][1]:
+                raise ValueError(f"{path}: {name} has not the size that was announced")
+        if seal:
+            file.seek(start.index(_UNSEALED.encode()))
+            file.write(sha.hexdigest().encode())
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is, byte for byte, as it was written with a seal."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        size = file.read(8)
+        header = file.read(min(int.from_bytes(size, "little"), path.stat().st_size))
+        found = _SEAL.search(header)
+        if found is None:
+            return False
+        begin, end = found.span(1)
+        sha.update(size + header[:begin] + _UNSEALED.encode() + header[end:])
+        while part := file.read(_BLOCK_BYTES):
+            sha.update(part)
+    return found[1].decode() == sha.hexdigest()
 
 
 @contextmanager
@@ -98,8 +134,11 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
         with open(temporary, "wb") as file:
             yield file
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # that of write() says nothing
         raise
 
 
@@ -135,6 +174,25 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UsageError(f"{path} does not exist: is its folder a complete run?") from None
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UsageError(f"{path} is not readable as part of a run: {error}") from None
+
+
+def settle(folder: Path) -> None:
+    """Wait until the files of a folder, and their names, are on the disk."""
+    for path in (*sorted(folder.iterdir()), folder):
+        if path.is_dir() and os.name == "nt":
+            continue
+        handle = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def cannot_write(error: OSError, again: str = "try again", path: Path | None = None) -> str:
+    """What could not be written, why, and what to do, in one line. again: how to go on."""
+    cure = "free some space" if error.errno in FULL else "mend that"
+    where = path or error.filename or "the output"
+    return f"cannot write to {where}: {error.strerror}; {cure} and {again}"
 
 
 def file_digest(path: Path) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from attrs import Factory, frozen
+from attrs import Factory, evolve, frozen
 
 from advrepair import demo
 from advrepair.core.data import Data, load_data
@@ -54,6 +55,17 @@ def read_inputs(problem: Problem) -> Inputs:
         refuse_outside(demanded, network_path)
         digests |= {f"property {path}": file_digest(Path(path)) for path in problem.property}
     return Inputs(network, data, demanded, notes, digests)
+
+
+def anchored(problem: Problem) -> Problem:
+    """The same files by absolute paths, so that ``run.toml`` serves in any working directory."""
+    bundled = network_file(problem) == demo.NETWORK
+    return evolve(
+        problem,
+        network=problem.network if bundled else os.path.abspath(problem.network),
+        data=problem.data and os.path.abspath(problem.data),
+        property=tuple(os.path.abspath(path) for path in problem.property),
+    )
 
 
 def refuse_outside(demanded: PropertySet, network: Path) -> None:

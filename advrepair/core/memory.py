@@ -1,7 +1,9 @@
 """The memory of this process: what it took at most, and how it is given back."""
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 
@@ -14,6 +16,36 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident_memory() -> int:
+    """Resident memory of this process now, in bytes; its peak so far where that is all there is."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return peak_memory() or 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory() -> int | None:
+    """Memory that this process could still take, in bytes; None where unknown.
+
+    What the system has left, or what the group of processes that it belongs to may have.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    known = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    if "MemAvailable" not in known:
+        return None
+    left, group = int(known["MemAvailable"][0]) * 1024, Path("/sys/fs/cgroup")
+    try:
+        most = (group / "memory.max").read_text().strip()
+        used = (group / "memory.current").read_text().strip()
+    except OSError:
+        return left
+    return left if most == "max" else min(left, max(0, int(most) - int(used)))
 
 
 def keep_freed_memory() -> None:

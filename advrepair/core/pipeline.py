@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from advrepair.core import artefacts, evaluating, reporting
 from advrepair.core.attacking import Problem
-from advrepair.core.bounding import Bounder, bytes_per_box, bytes_per_patch, chunks, fitting
+from advrepair.core.bounding import Bounder
 from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
 from advrepair.core.covering import Cover, cover
 from advrepair.core.data import Dataset
 from advrepair.core.devices import device_of
 from advrepair.core.errors import UsageError
+from advrepair.core.estimate import Estimate, estimate
 from advrepair.core.evaluating import Trivial
-from advrepair.core.files import FORMAT, read_json, write_json, write_tensors
+from advrepair.core.files import FORMAT, read_json, settle, write_json, write_tensors
 from advrepair.core.finding import find_problem, make_bounder, rounding_of, samples_of
-from advrepair.core.graph import Network, size
-from advrepair.core.inputs import in_plain_words, read_inputs
-from advrepair.core.patching import RepairedNetwork, attach, patch_template
+from advrepair.core.graph import Network
+from advrepair.core.inputs import anchored, in_plain_words, read_inputs
+from advrepair.core.patching import RepairedNetwork, attach
 from advrepair.core.proof import Proof
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.registry import Registry
 from advrepair.core.results import Results
+from advrepair.core.room import refuse, refuse_flight
 from advrepair.core.run_folder import Checkpoint, Folder
 from advrepair.core.run_folder import manifest as run_manifest
 from advrepair.core.solving import Solver
-from advrepair.core.work import Progress, Work, silent
+from advrepair.core.work import Progress, Work, silent, untold
 
 
 @frozen(eq=False)
@@ -67,33 +68,48 @@ def run(
 ) -> dict[str, Any]:
     """Repair as configured and leave a run folder; returns its report.
 
-    say: told, before any long work, what property files demand, in words.
+    say: told, before any long work, what property files demand and what the run will take.
 
     Raises UsageError before any long work for what the user can fix; then nothing is
     written. An interrupted run is kept beside the folder, for ``resume``.
     """
+    configuration = evolve(configuration, problem=anchored(configuration.problem))
     text = to_toml(configuration)
     place = Folder(folder)
     inputs = read_inputs(configuration.problem)
     network, test = inputs.network, None if inputs.data is None else inputs.data.test
     for line in in_plain_words(inputs):
         say(line)
-    manifest = run_manifest(registry, inputs.digests, configuration.run.seed)
+    asked = configuration.run
+    manifest = run_manifest(registry, inputs.digests, asked.seed, asked.device)
     if place.claim(text, manifest, force, resume):
         return read_json(folder / "report.json")
-    work = Work(progress, Checkpoint(place.partial))
+    work = Work(progress, Checkpoint(place.partial), say=untold if place.began else say)
     try:
         check_bounds(network, configuration)
+        predicted = estimate(inputs, configuration)
+        refuse(predicted, place.partial)
+        for line in predicted.lines():
+            say(line)
         problem = find_problem(inputs, configuration, work, configuration.problem.count)
         result = repair(network, problem, configuration, work, test)
     except UsageError:
         place.discard()
         raise
+    result.report["estimate"] = predicted.as_json()
     result.report["folder"] = str(folder)
     _write(place.partial, result)
-    Checkpoint(place.partial).clear()
     place.publish()
     return result.report
+
+
+def predict(configuration: Configuration, folder: Path) -> Estimate:
+    """What a run would take; nothing is written. Raises UsageError as :func:`run` does."""
+    inputs = read_inputs(configuration.problem)
+    check_bounds(inputs.network, configuration)
+    predicted = estimate(inputs, configuration)
+    refuse(predicted, folder)
+    return predicted
 
 
 def repair(
@@ -146,7 +162,10 @@ def _solved(
         samples = samples_of(network, properties, plan)
     solver = Solver(bounder, plan.refiner, plan.training, plan.run.seed, samples)
     results = Results(ground.shards(bounder.template), run.checkpoint)
+    found = results.found(solver)
+    run.say(f"resuming: {found} of {len(ground.order)} patches are done")
     with run.stage("training", len(ground.order)) as advance:
+        advance(found)
         for patches in results.solve(solver, plan.executor):
             advance(len(patches))
     return results
@@ -166,17 +185,12 @@ def check_bounds(network: Network, plan: Configuration) -> None:
         plan.evaluation_attack.require()
     plan.verifier.prepare(network)
     plan.certifier.prepare(network, rounding_of(network, plan))
-    rows, memory = network.outputs - 1, int(plan.run.memory * 2**30)
-    chunks(1, bytes_per_box(network, rows), memory)
-    # Counted before any weight is made: the sizes may be absurd.
-    sizes = [size(network.input_shape), *plan.patch.hidden, network.outputs]
-    parameters = sum((a + 1) * b for a, b in pairwise(sizes))
-    fitting(1, 4 * 12 * parameters, memory)
-    fitting(1, bytes_per_patch(patch_template(network, plan.patch.hidden), rows, 1), memory)
+    refuse_flight(network, plan, network.outputs - 1)
 
 
 def _write(path: Path, result: Repair) -> None:
     artefacts.write_repaired(path / "repaired.safetensors", result.network)
     artefacts.write_certificate(path, result.certificate, result.problem.properties, result.network)
     write_tensors(path / "evaluation.safetensors", result.evaluation, {"format": FORMAT})
-    write_json(path / "report.json", result.report)
+    settle(path)
+    write_json(path / "report.json", result.report)  # last: it says that the others are whole

@@ -39,7 +39,7 @@ KINDS: dict[str, type[Component]] = {
     "attack": Attack,
     "executor": Executor,
 }
-# Sections of the core's own; a component of such a name could not be given options.
+# Sections of the core's own, and of roles; a component of such a name could not be given options.
 RESERVED = (
     "problem",
     "plan",
@@ -49,6 +49,14 @@ RESERVED = (
     "certification",
     "evaluation",
     "run",
+    "verifier",
+    "certifier",
+    "indicator",
+    "allocator",
+    "refiner",
+    "attack",
+    "evaluation_attack",
+    "executor",
 )
 
 _PLUGIN = "plugin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -9,7 +10,6 @@ from attrs import define, evolve, field
 from torch import Tensor
 
 from advrepair.core.covering import Shards
-from advrepair.core.errors import UsageError
 from advrepair.core.files import Blocks
 from advrepair.core.graph import Network
 from advrepair.core.interfaces import Executor
@@ -31,15 +31,17 @@ class Results:
     outcomes: dict[int, Outcome] = field(factory=dict)
     _keys: dict[int, str] = field(factory=dict)
 
-    def solve(self, solver: Solver, executor: Executor) -> Iterator[Tensor]:
-        """Solve what is not solved yet; yields the patches, [q], of each shard that is done."""
-        settings, missing = solver.settings(), []
+    def found(self, solver: Solver) -> int:
+        """Take over what an interrupted run has solved; returns how many patches that are."""
+        settings = solver.settings()
         for place, shard in enumerate(self.shards):
             self._keys[place] = f"shard-{shard.key(settings)}"
-            if self._load(place):
-                yield self.shards.patches[place]
-            else:
-                missing.append(place)
+            self._load(place)
+        return sum(len(self.shards.patches[place]) for place in self.outcomes)
+
+    def solve(self, solver: Solver, executor: Executor) -> Iterator[Tensor]:
+        """Solve what was not found; yields the patches, [q], of each shard that is done."""
+        missing = [place for place in range(len(self.shards)) if place not in self.outcomes]
         for turn, outcome in executor.map(solver, (self.shards[place] for place in missing)):
             self._keep(missing[turn], outcome)
             yield self.shards.patches[missing[turn]]
@@ -82,11 +84,7 @@ class Results:
             name: Blocks(template.dtype, shape, lambda name=name: blocks(name))  # type: ignore[misc]
             for name, shape in shapes.items()
         }
-        self.checkpoint.save(_BANK, whole)
-        saved = self.checkpoint.load(_BANK)
-        if saved is None:
-            raise UsageError(f"{self.checkpoint.folder}: what was just written cannot be read")
-        return PatchBank(template, saved)
+        return PatchBank(template, self.checkpoint.spilled(_BANK, whole))
 
     def cpu(self) -> dict[str, float]:
         """Seconds of processor time, by what they were spent on."""
@@ -99,15 +97,21 @@ class Results:
             outcome = evolve(outcome, stack={})
         self.outcomes[place] = outcome
 
-    def _load(self, place: int) -> bool:
+    def _load(self, place: int) -> None:
         saved = self._saved(place)
         if saved is not None:
             self.outcomes[place] = evolve(saved, stack={})
-        return saved is not None
 
     def _saved(self, place: int) -> Outcome | None:
+        """What was kept, None if there is nothing or the file is damaged."""
         saved = self.checkpoint.load(self._keys[place]) if self.checkpoint else None
         return None if saved is None else Outcome.from_tensors(saved)
 
     def _stack(self, place: int) -> Mapping[str, Tensor]:
-        return (self._saved(place) or self.outcomes[place]).stack
+        if self.checkpoint is None:
+            return self.outcomes[place].stack
+        saved = self._saved(place)
+        if saved is None:
+            where = str(self.checkpoint.folder)
+            raise OSError(errno.EIO, "a patch that was written cannot be read again", where)
+        return saved.stack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from typing import Any
@@ -55,6 +56,7 @@ class Solver:
             "training": values(self.training),
             "seed": self.seed,
             "device": bounder.device.type,
+            "samples": None if self.samples is None else _digest(*self.samples),
             "versions": versions("advrepair", "torch"),
         }
         return json.dumps(known, sort_keys=True)
@@ -99,6 +101,13 @@ class Solver:
         return evolve(found, cpu=torch.tensor(clock, dtype=torch.float64).diff())
 
 
+def _digest(x: Tensor, decisions: Decisions) -> str:
+    found = hashlib.sha256(decisions.decide.__qualname__.encode())
+    for tensor in (x, decisions.outputs):
+        found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()
+
+
 def stated(
     bank: PatchBank, worklist: Worklist, bounder: Bounder, own: Tensor, trained: Trained
 ) -> Outcome:
@@ -132,6 +141,7 @@ def prove(
     Sound: the rows of N and of the patch are rigorous bounds on the piece, and so is their
     least sum (:meth:`~advrepair.core.bounding.Bounder.least`). A margin <= 0 or NaN proves
     nothing. What training proved with the weights that are stored is not proved again.
+    Raises ValueError if that was about a piece that has been cut since.
     """
     count = len(worklist.node)
     margin = torch.full((count,), -torch.inf, dtype=torch.float64)
@@ -140,6 +150,8 @@ def prove(
     place[worklist.node], known = torch.arange(count), torch.zeros(count, dtype=torch.bool)
     for nodes, least, used in trained.proofs:
         pieces = place[nodes]
+        if bool((pieces < 0).any()):
+            raise ValueError("a proof was kept of a piece that was cut later")
         margin[pieces], slope[pieces], known[pieces] = least, used, True
     if not bool(known.all()):
         patches = worklist.patch[~known].unique()

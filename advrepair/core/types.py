@@ -252,9 +252,12 @@ class Centres:
 
     def to_patches(self, chosen: Tensor) -> Tensor:
         """Patches of the chosen properties: bool [N,P] to bool [N,Q]."""
-        serves = self.patch[:, None] == torch.arange(self.patches, device=self.patch.device)
-        serves = serves.to(chosen.device)
-        return (chosen.float() @ serves.float()) > 0
+        query, property_ = chosen.nonzero().T
+        patch = self.patch.to(chosen.device)[property_]
+        on = patch >= 0
+        gates = torch.zeros(len(chosen), self.patches, dtype=torch.bool, device=chosen.device)
+        gates[query[on], patch[on]] = True
+        return gates
 
 
 @frozen(eq=False)

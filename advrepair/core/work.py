@@ -17,14 +17,22 @@ def silent(stage: str, done: int, total: int) -> None:
     """Progress for nobody."""
 
 
+def untold(line: str) -> None:
+    """A line for nobody."""
+
+
 @define
 class Work:
-    """What goes along with a repair: progress, clock, and checkpoints if there is a folder."""
+    """What goes along with a repair: progress, clock, and checkpoints if there is a folder.
+
+    say: told in one line what was found, when a run goes on.
+    """
 
     progress: Progress = silent
     checkpoint: Checkpoint | None = None
     seconds: dict[str, float] = field(factory=dict)
     started: float = field(factory=time.perf_counter)
+    say: Callable[[str], None] = untold
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:

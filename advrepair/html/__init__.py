@@ -17,15 +17,12 @@ NAME = "report.html"
 def write(folder: Path, out: Path | None = None) -> Path:
     """Write the page of a run folder into it, or to another file; returns where.
 
-    Raises UsageError if the folder holds no complete run or the file cannot be written.
+    Raises UsageError if the folder holds no complete run, OSError if the file cannot be written.
     """
     path = out or folder / NAME
     # A lone surrogate, which JSON can hold, has no bytes.
     page = render(read(folder)).encode("utf-8", "replace").decode("utf-8")
-    try:
-        if path.is_dir() or not path.name:
-            raise UsageError(f"cannot write to {path}: it is a folder")
-        write_text(path, page)
-    except OSError as error:
-        raise UsageError(f"cannot write to {path}: {error.strerror}") from None
+    if path.is_dir() or not path.name:
+        raise UsageError(f"cannot write to {path}: it is a folder")
+    write_text(path, page)
     return path

@@ -1,6 +1,7 @@
 """``advrepair evaluate``: a finished run under attack, its report, and what stops it."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import torch
 
 import advrepair
 from advrepair.cli import main
+from advrepair.core import assessment
 from advrepair.core.errors import UsageError
+from advrepair.core.locking import alone
 from advrepair.core.reporting import METRICS
 from advrepair.core.threats import THREATS
-from advrepair.demo import IMAGES
+from advrepair.demo import IMAGES, NETWORK
 
 FAST = ["--set", "pgd.steps=5", "--limit", "20"]
 
@@ -159,3 +162,47 @@ def test_another_evaluation_does_not_take_the_parts_of_this_one(folder, monkeypa
     assert main(["evaluate", str(folder), *FAST, "--seed", "1", "--json"]) == 0
     assert len(calls) - goes_on == goes_on + kept
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", [["evaluate", *FAST], ["report"], ["run", "--force", "--out"]])
+def test_a_folder_that_another_process_works_on_is_refused(command, folder, capsys):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with alone(folder):
+        assert main([*command, str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"error: {folder} is in use by process {os.getpid()}: wait")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: give the same command again"),
+        (MemoryError(), 2, "error: out of memory: lower run.memory"),
+        (OSError(28, "No space left", "x"), 2, "error: cannot write to x: No space left; free"),
+    ],
+)
+def test_what_stops_it_is_one_line(trouble, code, line, folder, monkeypatch, capsys):
+    def stop(*arguments):
+        raise trouble
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(assessment.Assessor, "_oracle", stop)
+        assert main(["evaluate", str(folder), *FAST, "--json"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(line) and err.count("\n") == 1
+    assert (folder / "evaluation.partial").exists()
+    assert not folder.with_name(folder.name + ".lock").exists()
+    assert main(["evaluate", str(folder), *FAST, "--json"]) == 0
+    assert not (folder / "evaluation.partial").exists()
+
+
+def test_from_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.onnx").write_bytes(NETWORK.read_bytes())
+    (tmp_path / "data.npz").write_bytes(IMAGES.read_bytes())
+    assert main(["run", "net.onnx", "--data", "data.npz", "--count", "3", "--out", "a"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", "../a", *FAST]) == 0

@@ -49,7 +49,10 @@ FLAGS = {
     "--seed": "run.seed",
     "--device": "run.device",
 }
-OTHERS = ["--config", "--set", "--out", "--force", "--resume", "--json", "--require-certified"]
+OTHERS = [
+    "--config", "--set", "--out", "--force", "--resume", "--json", "--dry-run",
+    "--require-certified",
+]  # fmt: skip
 
 
 class Pipeline(ModuleType):
@@ -182,7 +185,7 @@ def test_an_unknown_command(capsys):
     [
         (PluginError("a\nb"), 3, "error: a b\n"),
         (SoundnessError("a proof was wrong"), 4, "error: a proof was wrong\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted: go on with --resume\n"),
     ],
 )
 def test_exit_codes(error, code, line, pipeline, capsys):

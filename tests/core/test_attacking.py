@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from problems import EPSILON, a_network, a_problem, some_data, some_parts
 
 from advrepair.core import attacking
@@ -201,3 +201,15 @@ def test_joined_problems_follow_each_other():
     assert both.properties.names == problem.properties.names * 2
     assert torch.equal(both.properties.C[6:], problem.properties.C)
     assert torch.equal(both.properties.box.lower[6:], problem.properties.box.lower)
+
+
+def test_more_examples_stand_behind_those_found_in_one_array():
+    network, problem = a_network(), a_problem()
+    found, owner = generalisation_set(network, problem, Pgd(), 3, 0, lambda more: None)
+    known = evolve(problem, unseen=(problem.x_adv[:2] + 0.5, torch.tensor([1, 0])))
+    points, owners = generalisation_set(network, known, Pgd(), 3, 0, lambda more: None)
+    assert points.equal(torch.cat([found, problem.x_adv[:2] + 0.5]))
+    assert owners.tolist() == [*owner.tolist(), 1, 0]
+    # No second copy was made: what is left over of the first one lies behind it.
+    room = 3 * len(problem.properties) + 2
+    assert points.untyped_storage().nbytes() == room * points[0].numel() * points.element_size()

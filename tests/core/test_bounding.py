@@ -1,5 +1,6 @@
 """Rows of the network once, rows of the patches often: their sum bounds the sum."""
 
+from fractions import Fraction
 from typing import ClassVar
 
 import pytest
@@ -265,3 +266,47 @@ def test_the_rounding_of_the_sum_itself_is_subtracted():
         )
         rounding = 2.0**-24 * (C[0].abs() @ y[0].double().abs())
         assert (parts[0] - margin[i] >= rounding).all()
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["real", "deployed-float32", "deployed-float64"]))
+def test_a_constant_moves_margins_by_no_more_than_it_adds(seed, level):
+    """The sum as it is computed is never below, for outputs of any size that may cancel."""
+    bounder = a_bounder(fully_connected(1, (3, 5, 4)), (), level=level)
+    random = torch.Generator().manual_seed(seed)
+    dtype = torch.float32 if level == "deployed-float32" else torch.float64
+    C = torch.randn(6, 3, 4, generator=random)
+    C[:2] = C[:2].sign()
+    scale = 10.0 ** torch.randint(-3, 9, (6, 1), generator=random)
+    y = (scale * torch.randn(6, 4, generator=random)).to(dtype)
+    value = (scale * torch.randn(6, 4, generator=random)).to(dtype)
+    value[3:] = -y[3:] * (1 + 1e-6 * torch.randn(3, 4, generator=random)).to(dtype)
+    total = [[Fraction(number) for number in row] for row in (y + value).double().tolist()]
+    if level == "real":
+        both = zip(y.tolist(), value.tolist(), strict=True)
+        total = [[Fraction(a) + Fraction(b) for a, b in zip(*pair, strict=True)] for pair in both]
+
+    d = 1e9 * torch.randn(6, 1, generator=random).round() * (scale > 1)
+
+    def rows(outputs):
+        return [
+            [sum((Fraction(c) * v for c, v in zip(row, at, strict=True)), shift) for row in matrix]
+            for matrix, at, shift in zip(
+                C.tolist(), outputs, map(Fraction, d[:, 0].tolist()), strict=True
+            )
+        ]
+
+    exact = rows([[Fraction(number) for number in row] for row in y.double().tolist()])
+    own = torch.tensor([[float(v) for v in row] for row in exact], dtype=torch.float64)
+    high = torch.tensor(
+        [
+            [Fraction(f) > v for f, v in zip(got, row, strict=True)]
+            for got, row in zip(own.tolist(), exact, strict=True)
+        ]
+    )
+    own = torch.where(high, torch.nextafter(own, own - torch.inf), own)
+    base = LinearBound(torch.zeros(6, 3, 1), own, y.double().abs())
+    found = bounder.shifted(own, base, C, value.double())
+    for bounds, values in zip(found.tolist(), rows(total), strict=True):
+        for bound, number in zip(bounds, values, strict=True):
+            assert Fraction(bound) <= number
+            assert bound >= float(number) - 1e-5 * float(scale.max()) ** 2 - 1

@@ -11,7 +11,7 @@ from advrepair.core.hookspecs import hookimpl
 from advrepair.core.interfaces import Allocator, Attack, Executor, Indicator, Refiner, Verifier
 from advrepair.core.options import describe, option
 from advrepair.core.registry import Registry
-from advrepair.core.sections import PRESETS, SECTIONS, Patch, Problem, Run, Training
+from advrepair.core.sections import PRESETS, ROLES, SECTIONS, Patch, Problem, Run, Training
 
 
 @attrs.frozen
@@ -210,6 +210,28 @@ def test_two_components_of_one_name_share_a_section(registry):
         resolve(registry, [both, {"none": {"wyh": "x"}}])
 
 
+def test_a_section_named_after_a_role_is_that_of_its_component(registry):
+    named = {"plan": {"refiner": "none"}, "refiner": {"when": "3"}, "attack": {"steps": 7}}
+    found = resolve(registry, [named])
+    assert (found.refiner, found.attack) == (NoRefiner(when=3), Pgd(steps=7))
+    assert found.evaluation_attack == Pgd(steps=7)  # one component in two roles
+    written = tomllib.loads(to_toml(found))
+    assert not set(written) & set(ROLES)
+    assert written["none"] == {"when": 3}
+    assert resolve(registry, [written]) == found
+
+
+def test_roles_and_names_overrule_each_other_as_layers_do(registry):
+    by_name, by_role = {"pgd": {"steps": 7}}, {"attack": {"steps": 8}}
+    assert resolve(registry, [by_name, by_role]).attack == Pgd(steps=8)
+    assert resolve(registry, [by_role, by_name]).attack == Pgd(steps=7)
+    assert resolve(registry, [{**by_role, "pgd": {"rate": 0.5}}]).attack == Pgd(steps=8, rate=0.5)
+    with pytest.raises(UsageError, match=r"^\[attack\] gives 'steps' of 'pgd' another value"):
+        resolve(registry, [by_name | by_role])
+    with pytest.raises(UsageError, match=r"\[evaluation_attack\] gives 'steps' of 'pgd'"):
+        resolve(registry, [by_role, {**by_role, "evaluation_attack": {"steps": 9}}])
+
+
 def test_what_one_section_cannot_say_is_not_written(registry):
     found = resolve(registry, [])
     components = {**found.components, "certifier": Exact(slope="zero")}
@@ -235,6 +257,13 @@ def test_what_one_section_cannot_say_is_not_written(registry):
         ({"plan": {"certifier": "loose"}}, r"^plan.certifier is 'loose', which is not rigorous"),
         ({"epsilon": 0.1}, r"^option 'epsilon' stands in no section"),
         ({"pgd": {"steps": 0}}, r"^pgd.steps is 0"),
+        ({"executr": {"address": 1}}, r"^unknown section \[executr\]: did you mean 'executor'\?"),
+        (
+            {"executor": {"address": "auto"}},
+            r"^unknown option 'address' in \[executor\], which is 'in-process': there is none",
+        ),
+        ({"attack": {"stpes": 1}}, r"in \[attack\], which is 'pgd': did you mean 'steps'"),
+        ({"attack": {"steps": 0}}, r"^pgd.steps is 0"),
         ({"loose": {"slope": 1}}, r"unknown option 'slope' in \[loose\]: there is none"),
     ],
 )

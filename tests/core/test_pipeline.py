@@ -1,6 +1,7 @@
 """Whole runs on files: what they leave, and what an error or an interruption leaves."""
 
 import json
+import os
 import tomllib
 from typing import ClassVar
 
@@ -153,6 +154,25 @@ def test_what_is_done_is_not_done_again(run, monkeypatch):
     report = run("out", resume=True)
     assert asked == []
     assert report["properties"]["certified"] == 6 and report["patches"]["mean_epochs"] > 0
+
+
+def test_a_complete_run_is_only_put_in_its_place(run, tmp_path, monkeypatch):
+    """The kill came between the report and the last rename, when no checkpoint is left."""
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killing:
+        killing.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("out")
+    assert sorted(entries(tmp_path / "out.partial")) == FILES
+    monkeypatch.setattr(finding, "find_counterexamples", None)
+    monkeypatch.setattr(Solver, "__call__", None)
+    told = []
+    report = run("out", resume=True, progress=lambda *step: told.append(step))
+    assert report["properties"]["certified"] == 6 and told == []
+    assert sorted(entries(tmp_path / "out")) == FILES and not (tmp_path / "out.partial").exists()
 
 
 def test_counterexamples_of_the_data_are_used(run, tmp_path, monkeypatch):

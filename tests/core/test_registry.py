@@ -11,7 +11,7 @@ from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.interfaces import Allocator, Indicator, Refiner
 from advrepair.core.options import option
 from advrepair.core.registry import KINDS, RESERVED, Registry, check_component
-from advrepair.core.sections import SECTIONS
+from advrepair.core.sections import ROLES, SECTIONS
 
 PREAMBLE = """
 from __future__ import annotations
@@ -289,4 +289,4 @@ def test_the_built_ins_are_sound_and_complete():
 
 
 def test_the_core_sections_are_reserved():
-    assert set(RESERVED) == set(SECTIONS)
+    assert set(RESERVED) == {*SECTIONS, *ROLES}

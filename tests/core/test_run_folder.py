@@ -42,7 +42,7 @@ def test_a_new_folder_is_claimed_beside_its_place(folder, tmp_path):
         ("run", {}, "run holds a run: use --force, --resume or another --out"),
         ("run", {"resume": True}, True),
         ("run", {"force": True}, False),
-        ("other run", {"resume": True}, "was configured differently: resume it with --config"),
+        ("other run", {"resume": True}, "was configured differently: leave --config and flags out"),
         ("partial", {}, r"run.partial holds an interrupted run: use --force"),
         ("partial", {"resume": True}, False),
         ("partial", {"force": True}, False),
@@ -111,7 +111,7 @@ def test_checkpoints(tmp_path):
 
 
 def test_a_manifest_says_what_it_ran_on():
-    found = manifest(a_registry(), {"network": "abc"}, 7)
+    found = manifest(a_registry(), {"network": "abc"}, 7, "cpu")
     assert found["versions"].keys() >= {"advrepair", "torch", "numpy", "python"}
     assert found["inputs"] == {"network": "abc"} and found["seed"] == 7
     plugins = {(p["kind"], p["name"]): p["version"] for p in found["plugins"]}
@@ -147,3 +147,37 @@ def test_a_damaged_checkpoint_is_as_good_as_none(folder):
     kept.save("x", {"a": torch.ones(1)})
     (folder.partial / "checkpoint-x.safetensors").write_bytes(b"short")
     assert kept.load("x") is None
+
+
+def test_one_changed_bit_makes_a_checkpoint_as_good_as_none(tmp_path):
+    kept, path = Checkpoint(tmp_path), tmp_path / "checkpoint-x.safetensors"
+    kept.save("x", {"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.bool)})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert kept.load("x") is None, place
+        path.write_bytes(whole[:place])
+        assert kept.load("x") is None, place
+    path.write_bytes(whole)
+    assert kept.load("x")["a"].tolist() == [1, 1, 1]
+    path.rename(tmp_path / "checkpoint-y.safetensors")  # one thing taken for another
+    assert kept.load("y") is None
+
+
+def test_a_folder_of_the_first_or_last_moments_is_ours(folder):
+    folder.partial.mkdir()
+    (folder.partial / "run.toml.tmp").write_text("a =")
+    assert folder.claim("a = 1\n", MANIFEST, force=False, resume=False) is False
+    assert folder.began
+    (folder.partial / "run.toml").unlink()
+    assert Folder(folder.path).claim("b = 1\n", MANIFEST, force=False, resume=True) is False
+
+
+def test_memory_and_executor_may_change(folder):
+    before = '[run]\nmemory = 2\n[plan]\nexecutor = "in-process"\n[in-process]\nworkers = 2\n'
+    folder.claim(before, MANIFEST, force=False, resume=False)
+    after = '[run]\nmemory = 1\n[plan]\nexecutor = "other"\n[other]\nx = 2\n'
+    for text in (after, before):
+        assert Folder(folder.path).claim(text, MANIFEST, force=False, resume=True) is False
+    with pytest.raises(UsageError, match="was configured differently"):
+        folder.claim("[run]\nseed = 1\n", MANIFEST, force=False, resume=True)

@@ -1,5 +1,6 @@
 """Files written whole or not at all."""
 
+import errno
 import json
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
     def broken():
         yield torch.zeros(1)
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     write_tensors(tmp_path / "t", {"x": torch.ones(2)}, {})
     with pytest.raises(OSError, match="disk full"):
@@ -36,6 +37,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="not the size that was announced"):
         short = Blocks(torch.float32, (2,), lambda: iter([torch.zeros(1)]))
         write_tensors(tmp_path / "t", {"x": short}, {})
+    with pytest.raises(ValueError, match="not the size that was announced"):
+        long = Blocks(torch.float32, (2,), lambda: iter([torch.zeros(3)]))
+        write_tensors(tmp_path / "t", {"x": short, "y": long}, {})  # as long as both together
+    with pytest.raises(ValueError, match="not the type that was announced"):
+        wide = Blocks(torch.float32, (2,), lambda: iter([torch.zeros(1, dtype=torch.float64)]))
+        write_tensors(tmp_path / "t", {"x": wide}, {})
     assert read_tensors(tmp_path / "t")[0]["x"].tolist() == [1, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "t"]
 

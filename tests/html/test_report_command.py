@@ -111,4 +111,5 @@ def test_a_repair_saved_in_python_has_a_page_too(tmp_path, capsys):
 def test_what_a_run_prints_does_not_change(tmp_path, capsys):
     assert main(["run", "--count", "2", "--json", "--out", str(tmp_path / "run")]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["properties"]["total"] == 2 and err == ""
+    assert json.loads(out)["properties"]["total"] == 2
+    assert err.startswith("estimate: 2 patches") and err.count("\n") == 1

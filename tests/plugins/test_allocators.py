@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advrepair.core.interfaces import Allocator
 from advrepair.core.types import Centres
-from advrepair.plugins.allocators import advrepair_components, labels
+from advrepair.plugins.allocators import advrepair_components, labels, similarity
 from advrepair.plugins.allocators.cosine import Cosine
 from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.nearest import Nearest
@@ -159,3 +159,21 @@ def test_nearest_by_hand() -> None:
 def test_the_hook_brings_all_four() -> None:
     names = {component.name for component in advrepair_components()}
     assert names == {"cosine", "label-pair", "nearest", "none"}
+
+
+@pytest.mark.parametrize("top", [1, 3, 10, 1000])
+@pytest.mark.parametrize("odd", [None, torch.nan, torch.inf, -torch.inf])
+def test_cosine_label_by_label_is_cosine_over_all_centres(top: int, odd: float | None) -> None:
+    noise = torch.Generator().manual_seed(top)
+    # Few distinct numbers: many centres are equally similar.
+    rows = torch.randint(-2, 3, (400, 4), generator=noise).float()
+    logits = torch.randint(-2, 3, (90, 4), generator=noise).float()
+    if odd is not None:
+        logits[7, 2] = odd
+    label = rows.argmax(1).masked_fill(rows.argmax(1) == 3, 0)  # nobody bears label 3
+    patch = torch.arange(400) // 2 - 1  # two centres a patch; the first two have none
+    centres = Centres(rows, rows, label, label, patch, 199)
+    found = similarity.most_similar(logits, centres, top)
+    assert torch.equal(found, similarity._nearest(logits, centres, top))
+    serves = patch[:, None] == torch.arange(199)
+    assert torch.equal(centres.to_patches(found), (found.float() @ serves.float()) > 0)

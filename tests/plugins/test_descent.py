@@ -1,6 +1,7 @@
 """Blocks change the order of work, and nothing that is found; strips and bands leave out zeros."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
-from advrepair.core.rounding import Rounding
+from advrepair.core.rounding import UNIT64, Rounding, gamma
 from advrepair.plugins.verifiers import descent, transposed
 from advrepair.plugins.verifiers.affine import PULL
+from advrepair.plugins.verifiers.counts import Count, Counts, Lines
 from advrepair.plugins.verifiers.propagation import Propagation
+from advrepair.plugins.verifiers.relaxations import SLOPES
 from advrepair.testing.cases import Case, make_case
 from advrepair.testing.networks import Sketch
 from advrepair.testing.strategies import cases, seeds
@@ -41,6 +44,23 @@ def residual_before(seed: int) -> Network:
         around = sketch.last
         sketch.relu().conv2d(3, 3, padding=1).add(around)
     return sketch.relu().reshape(9, 10).flatten().linear(4).relu().linear(3).finish()
+
+
+def left_out(seed: int) -> Network:
+    """A stride that leaves out the last line, below it a pool that bands end at."""
+    sketch = Sketch(seed, (2, 14, 6)).conv2d(3, 3, padding=1).relu().avg_pool2d(2)
+    sketch.conv2d(3, 3, padding=1).relu().conv2d(4, 2, stride=2).relu()
+    return sketch.flatten().linear(4).relu().linear(3).finish()
+
+
+def _doubly_read(seed: int) -> Case:
+    """Values that ReLUs read and others too, so that they have a size and an interval."""
+    sketch = Sketch(seed, (3,)).linear(6).relu().linear(5)
+    before = sketch.last
+    sketch.relu().linear(5).add(before).linear(4)
+    inner, sketch.last = sketch.last, before
+    network = sketch.linear(4).add(inner).relu().linear(2).finish()
+    return make_case("doubly read", network, KINDS, 2, seed)
 
 
 def state(case: Case, rounding: Rounding | None, slope: str = "area") -> Propagation:
@@ -97,7 +117,7 @@ def test_blocks_find_what_steps_find(
 
 
 @pytest.mark.parametrize("block", [1, 4000, 2**20])
-@pytest.mark.parametrize("build", [images, residual_before])
+@pytest.mark.parametrize("build", [images, residual_before, left_out])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_images_in_blocks(build, block: int, rounding: Rounding | None, monkeypatch) -> None:
     monkeypatch.setattr(descent, "_BLOCK_BYTES", block)
@@ -107,7 +127,7 @@ def test_images_in_blocks(build, block: int, rounding: Rounding | None, monkeypa
 
 
 @pytest.mark.parametrize("block", [1, 4000, 2**20])
-@pytest.mark.parametrize("build", [images, residual_before])
+@pytest.mark.parametrize("build", [images, residual_before, left_out])
 def test_no_input_of_a_relu_leaves_its_interval(build, block: int, monkeypatch) -> None:
     monkeypatch.setattr(descent, "_BLOCK_BYTES", block)
     case = make_case("images", build(5), KINDS, 2, 5)
@@ -123,6 +143,103 @@ def test_no_input_of_a_relu_leaves_its_interval(build, block: int, monkeypatch) 
             z = given[0].double().unflatten(0, (len(case.box), 50))
             low, high = (end.unsqueeze(1) for end in made._bounded[op.name])
             assert bool(((low <= z) & (z <= high)).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=st.one_of(cases(), st.builds(_doubly_read, seeds)), slope=st.sampled_from(SLOPES))
+def test_intervals_are_within_the_sizes_that_their_errors_scale_with(
+    case: Case, slope: str
+) -> None:
+    """What an image loses is counted by the sizes of its inputs, so none may be wider."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(descent, "_BLOCK_BYTES", 1)
+        made = state(case, Rounding(), slope)
+    for name, value in made._around.items():
+        reach = value.center.abs() + value.radius
+        assert bool((reach <= made.sizes[name] * (1 + 1e-9) + 1e-90).all())
+
+
+@pytest.mark.parametrize("block", [1, 2**20])
+def test_rows_that_met_above_the_highest_relu_are_counted_at_theirs(block, monkeypatch) -> None:
+    """Two paths meet over the first ReLU, none of them through the second, which is higher."""
+    sketch = Sketch(1, (4,)).linear(3).relu()
+    first = sketch.last
+    sketch.last = INPUT
+    sketch.linear(3).relu().linear(5)
+    second, sketch.last = sketch.last, first
+    sketch.linear(5)
+    one, sketch.last = sketch.last, first
+    network = sketch.linear(5).add(one).add(second).relu().linear(2).finish()
+    seen = set()
+    through = Counts.through
+
+    def spy(self: Counts, op: Operation, merged: bool) -> Lines:
+        seen.add((op.name, merged))
+        return through(self, op, merged)
+
+    monkeypatch.setattr(descent, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(Counts, "through", spy)
+    state(make_case("two paths", network, ("small", "wide"), 2, 1), Rounding())
+    assert (first, True) in seen and (first, False) not in seen
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_blocks_take_off_what_steps_take_off(case: Case) -> None:
+    """What deployed rounding costs an end is the same in blocks, and not only nearly the ends."""
+    level = Rounding("deployed-float32")
+    exact, steps = (list(plainly(case, r, "zero")._bounded.values()) for r in (Rounding(), level))
+    blocks = list(state(case, level, "zero")._bounded.values())
+    for (low, high), (lower, upper), (least, most) in zip(blocks, steps, exact, strict=True):
+        near = 1e-11 * (1 + lower.abs().maximum(upper.abs()))
+        assert bool((low <= lower + 0.02 * (least - lower).clamp(min=0) + near).all())
+        assert bool((high >= upper - 0.02 * (upper - most).clamp(min=0) - near).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases(), tiny=st.integers(0, 3), merged=st.booleans())
+def test_what_is_taken_along_at_a_relu_covers_its_own_rounding(
+    case: Case, tiny: int, merged: bool
+) -> None:
+    made = state(case, Rounding(), "same")
+    if made._descent is None:
+        return
+    counts = made._descent.counts
+    for op in case.network.operations:
+        if op.kind != "relu":
+            continue
+        count, shape = counts.at(op.inputs[0]), op.shape
+        constant = torch.zeros(len(case.box), size(shape), dtype=torch.float64)
+        constant = constant if count.constant is None else count.constant.expand_as(constant)
+        error = torch.zeros_like(constant) if count.error is None else count.error
+        if tiny:  # so small that products with slopes lose their digits
+            constant, error = constant * 2.0**-1070, error * 0 + tiny * 2.0**-1074
+            counts._counts[op.inputs[0]] = Count(constant, error)
+            counts._lines.clear()
+        lines = counts.through(op, merged)
+        offset = transposed.flat(made.relaxed[op.name].offset, shape)
+        met = 2 * UNIT64 * transposed.flat(made.sizes[op.name], shape) if merged else 0 * offset
+        own = gamma(size(shape)) * offset
+        parts = (lines.lower, lines.positive, 1, 0 * own), (lines.upper, lines.negative, -1, own)
+        for slope, taken, sign, more in parts:
+            shift = offset if sign < 0 else 0 * offset
+            numbers = (slope[:, 0], constant, error, shift, taken[:, 0], sign * taken[:, 1])
+            needed = (met + more).flatten().tolist()
+            for s, c, e, t, have, lost, least in zip(
+                *(part.flatten().tolist() for part in numbers), needed, strict=True
+            ):
+                off = abs(Fraction(s) * Fraction(c) + Fraction(t) - Fraction(have))
+                off -= 3 * Fraction(UNIT64) * (abs(Fraction(s) * Fraction(c)) + Fraction(t))
+                owed = Fraction(s) * Fraction(e) * (1 - Fraction(UNIT64) * 8) + max(off, 0)
+                assert Fraction(lost) >= owed + Fraction(least) * (1 - Fraction(UNIT64) * 8)
+
+
+def test_a_band_ends_where_an_operation_needs_every_line() -> None:
+    network = left_out(1)
+    shapes = {INPUT: network.input_shape} | {op.name: op.shape for op in network.operations}
+    found = transposed.bands_below(network.operations[:4], network.tensors, shapes, (2, 3))
+    pool, conv = network.operations[2:4]
+    assert found[conv.name] == (2, 3) and found[pool.name] == (0, shapes[pool.name][1])
 
 
 @settings(max_examples=30, deadline=None)

@@ -38,12 +38,35 @@ def _similarity(logits: Tensor, centres: Tensor) -> Tensor:
 
 def most_similar(logits: Tensor, centres: Centres, top: int) -> Tensor:
     """The top repaired inputs of the same label: bool [N,P]. logits: [N,K]."""
-    parts = torch.split(logits, queries_at_once(len(centres.label)))
-    return torch.cat([_nearest(part, centres, top) for part in parts])
+    if not bool(logits.isfinite().all() & centres.logits.isfinite().all()):
+        parts = torch.split(logits, queries_at_once(len(centres.label)))
+        return torch.cat([_nearest(part, centres, top) for part in parts])
+    chosen = torch.zeros(len(logits), len(centres.label), dtype=torch.bool, device=logits.device)
+    label = logits.argmax(1)
+    for value in label.unique().tolist():
+        candidates = (centres.label == value).nonzero()[:, 0]
+        if not len(candidates):
+            continue
+        known = centres.logits[candidates].double()
+        queries = (label == value).nonzero()[:, 0]
+        for part in queries.split(queries_at_once(len(candidates))):
+            best = _largest(_similarity(logits[part].double(), known), top)
+            row, column = best.nonzero().T
+            chosen[part[row], candidates[column]] = True
+    return chosen
+
+
+def _largest(values: Tensor, count: int) -> Tensor:
+    """The largest of each row, of equal ones the first: bool [N,P]. values: finite."""
+    count = min(count, values.shape[1])
+    least = values.topk(count, dim=1).values[:, -1:]
+    larger, equal = values > least, values == least
+    wanted = count - larger.sum(1, keepdim=True)
+    return larger | (equal & (equal.cumsum(1) <= wanted))
 
 
 def _nearest(logits: Tensor, centres: Centres, top: int) -> Tensor:
-    """The same of one chunk; of equally similar ones the first."""
+    """The same of one chunk, whatever the numbers are: NaN and infinities have a place too."""
     candidate = same_label(logits, centres)
     similarity = _similarity(logits.double(), centres.logits.double())
     ranked = similarity.masked_fill(~candidate, -torch.inf)

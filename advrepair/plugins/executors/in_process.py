@@ -40,7 +40,7 @@ class InProcess(Executor):
                 for done in wait(open_, return_when=FIRST_COMPLETED).done:
                     yield open_.pop(done), done.result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)  # what stops the work is told at once
 
 
 def _processors() -> int:

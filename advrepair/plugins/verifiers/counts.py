@@ -20,6 +20,8 @@ _SAME = frozenset({"add", "reshape", "permute"})  # rows pass them unchanged
 # Roundings of ours at a ReLU beside those of a sum: of slope times constant, of that plus the
 # offset, of row times slope; the rest is to spare.
 _MORE = 16
+# Of slope times constant and slope times error that underflow: rows may be larger than values.
+_LOST = 2.0**-1072
 
 
 @frozen(eq=False)
@@ -97,8 +99,8 @@ class Counts:
                 own = gamma(size(op.shape) + 4 + _MORE) * offset
                 met = 2 * UNIT64 * flat(self.sizes[op.name], op.shape) if merged else 0.0
                 error = torch.zeros_like(lower) if count.error is None else count.error
-                positive.append(lower * error + met)
-                negative.append(-(upper * error + own + met))
+                positive.append(lower * error + met + _LOST)
+                negative.append(-(upper * error + own + met + _LOST))
             self._lines[op.name, merged] = Lines(
                 lower.unsqueeze(1),
                 upper.unsqueeze(1),

@@ -1,8 +1,8 @@
 """Lower and upper ends of a value's units by back-substitution, in blocks that fit the cache.
 
 The same bounds as :class:`~advrepair.plugins.verifiers.propagation.Propagation` finds step by
-step, with the same account of errors; what differs is the order of work. It serves plain calls
-only: nothing here can be differentiated or mapped.
+step, with the same account of errors; what differs is the order of work. Nothing here can be
+differentiated or mapped.
 """
 
 from __future__ import annotations
@@ -80,9 +80,8 @@ class Descent:
     def ends(self, index: int, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper ends of a value's units, [B,*shape] each.
 
-        lows, highs: bool [B,*shape], units whose lower or upper end is asked; others may come
-        out as NaN. Sound as :meth:`Propagation.back_substitute`, and with the same slopes. What
-        is left out decides nothing about what is not.
+        lows, highs: bool [B,*shape], ends that are asked; others may come out as NaN. Sound as
+        :meth:`Propagation.back_substitute`. What is left out decides nothing about what is not.
         """
         shape, most = self.network.operations[index].shape, self._block(index)
         wanted = torch.stack([flat(lows, shape), flat(highs, shape)], 2).flatten(1)
@@ -107,8 +106,9 @@ class Descent:
         op = self.network.operations[index]
         eye = torch.eye(units, dtype=self._radius.dtype, device=self._radius.device)
         zero = self._radius.new_zeros(1, units)
-        every = Block(slice(None), slice(0, 2 * units))
-        rows = _Rows(every, self._bands(index, every.rows), zero, zero)
+        # Over whole values, also where a stride leaves out the last lines.
+        whole = {name: (0, lines_of(shape)) for name, shape in self.counts.shapes.items()}
+        rows = _Rows(Block(slice(None), slice(0, 2 * units)), whole, zero, zero)
         self._arrive(rows, op.name, eye.unsqueeze(0))
         for op in reversed(self.network.operations[: index + 1]):
             if op.kind != "relu":
@@ -172,8 +172,7 @@ class Descent:
         spread = torch.zeros_like(some.b)
         wide = size(self.network.input_shape) * some.b.shape[1] * spread.element_size()
         # These rows are of no use but for their sums: a few boxes at a time.
-        parts = list(slices(len(spread), max(2, _BLOCK_BYTES // wide)))
-        for part in parts:
+        for part in slices(len(spread), max(2, _BLOCK_BYTES // wide)):
             linear = {name: A[part] if len(A) > 1 else A for name, A in some.linear.items()}
             rows = evolve(some, linear=linear, pending={})
             for op in reversed(self.network.operations[: index + 1]):
@@ -233,11 +232,12 @@ class Descent:
         if A is None:
             return
         lines = self.counts.through(op, op.name in rows.merged)
-        positive, negative = A.relu(), A.clamp(max=0)
         lower, upper, up, down = (
             self._cut(rows, op.name, t[rows.block.boxes])
             for t in (lines.lower, lines.upper, lines.positive, lines.negative)
         )
+        A = A.expand(len(lower), -1, -1)  # all boxes share what only the head brought
+        positive, negative = A.relu(), A.clamp(max=0)
         found = up @ positive.transpose(1, 2) + down @ negative.transpose(1, 2)
         rows.add(found[:, 0], found[:, 1] if self.rounding else None)
         A = positive.mul_(lower).addcmul_(negative, upper)

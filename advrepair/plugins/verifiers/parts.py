@@ -47,6 +47,28 @@ class Block:
             values[self.boxes, self.rows] = found
 
 
+def asked(
+    low: Tensor, high: Tensor, least: bool, sized: bool, shared: bool
+) -> tuple[Tensor, Tensor]:
+    """Units whose lower and whose upper end rows have to find, bool like low and high.
+
+    Units that interval arithmetic, low to high, shows to be of one sign, by far, keep its ends:
+    their ReLU is affine all the same. By far, as rows settle them too then, so that every line
+    stays as it is; a line of another slope could make what comes later looser. So it is with
+    slopes of least area; rows through others are so loose that nothing follows.
+
+    Sound: interval arithmetic holds for the computed values, like everything here. Where a
+    size is made of the ends only those are left out that it does not need: the one nearer to
+    0, and the other one if it is negative and not shared, that is if only a ReLU reads the
+    value, whose result is 0.
+    """
+    apart = (high - low) / 2 if least else torch.full_like(low, torch.inf)
+    active, dead = low >= apart, high <= -apart
+    if not sized:
+        return ~(active | dead), ~(active | dead)
+    return (~active if shared else ~(active | dead)), ~dead
+
+
 def of_all(boxes: int, rows: int, most: int) -> Iterator[Block]:
     """Every row of every box; most: rows of a block."""
     for some in slices(boxes, max(2, most // rows)):

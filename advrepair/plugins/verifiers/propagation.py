@@ -16,6 +16,7 @@ from advrepair.plugins.verifiers.account import Account, Shallow
 from advrepair.plugins.verifiers.affine import DIAGONAL, fan_in, without_bias
 from advrepair.plugins.verifiers.counts import Counts
 from advrepair.plugins.verifiers.descent import Descent
+from advrepair.plugins.verifiers.parts import asked
 from advrepair.plugins.verifiers.relaxations import STEPS_OF_SLOPE, Relaxation, relu
 
 
@@ -37,6 +38,7 @@ class Propagation:
     # Intervals of values that are not affine in the input, for a first look at ReLUs.
     _around: dict[str, Shallow] = field(factory=dict)
     _bounded: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
+    _sources: dict[str, str] = field(factory=dict)
     _descent: Descent | None = None
     _sizes_of_weights: dict[str, Tensor] = field(factory=dict)
 
@@ -86,7 +88,8 @@ class Propagation:
         ends = self._interval(source)
         lower, upper = self.known(op, *ends)
         self.relaxed[op.name] = self.lines(op, lower, upper)
-        self._bounded[op.name] = (lower, upper)
+        self._bounded[op.name], self._sources[op.name] = (lower, upper), source
+        self._around.pop(source, None)  # it was made with a larger size
         if self.rounding:
             # The centre of a shallow value, whose rounding its size accounts for, is that of
             # the whole box, and need not lie in the part that is known.
@@ -183,31 +186,18 @@ class Propagation:
         return not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
 
     def _descend(self, index: int) -> tuple[Tensor, Tensor]:
-        """Ends of a value by back-substitution in blocks.
-
-        Units that interval arithmetic shows to be of one sign, by far, keep its ends: their
-        ReLU is affine all the same. By far, as rows settle them too then, so that every line
-        stays as it is; a line of another slope could make what comes later looser. Slopes that
-        are worse than by area leave rows so loose that nothing follows.
-
-        Sound: interval arithmetic holds for the computed values, like everything here. With
-        rounding only those ends are left out that no size is made of: the one nearer to 0, and
-        the other one if it is negative and only its ReLU reads it, whose result is 0.
-        """
+        """Ends of a value by back-substitution in blocks, or by intervals; see :func:`asked`."""
         if self._descent is None:
             found = (self.relaxed, self.shallow, self.sums, self.sizes)
             given = (self.network, self.params, self.box, self.rounding)
             self._descent = Descent(*given, Counts(*given, *found))
         name = self.network.operations[index].name
         low, high = self._faces(self._interval_around(name))
-        apart = (high - low) / 2 if self.slope == "area" else torch.full_like(low, torch.inf)
-        active, dead = low >= apart, high <= -apart
-        below = above = ~(active | dead)
-        if self.rounding:
-            alone = sum(op.inputs.count(name) for op in self.network.operations) == 1
-            below, above = (below if alone else ~active), ~dead
-        lower, upper = self._descent.ends(index, below, above)
-        return torch.where(below, lower, low), torch.where(above, upper, high)
+        sized = self.rounding is not None
+        alone = sum(op.inputs.count(name) for op in self.network.operations) == 1
+        lows, highs = asked(low, high, self.slope == "area", sized, sized and not alone)
+        lower, upper = self._descent.ends(index, lows, highs)
+        return torch.where(lows, lower, low), torch.where(highs, upper, high)
 
     def _interval_around(self, name: str) -> Shallow:
         """Interval arithmetic, from the ReLUs that are bounded already."""
@@ -215,16 +205,29 @@ class Propagation:
             return self.shallow[name]
         if name not in self._around:
             op = next(op for op in self.network.operations if op.name == name)
+            reader = next((r for r, source in self._sources.items() if source == name), None)
             if op.kind == "relu":
-                low, high = (end.clamp(min=0) for end in self._bounded[name])
-                error = torch.zeros_like(low)
-                if self.rounding:  # of the midpoint and of the half width
-                    error = above(4 * UNIT64 * high)
-                self._around[name] = Shallow((low + high) / 2, (high - low) / 2, error, True)
+                ends = (end.clamp(min=0) for end in self._bounded[name])
+                self._around[name] = self._between(name, *ends)
+            elif reader is not None:
+                self._around[name] = self._between(name, *self._bounded[reader])
             else:
                 sources = [self._interval_around(source) for source in op.inputs]
                 self._around[name] = self._image(op, sources)
         return self._around[name]
+
+    def _between(self, name: str, low: Tensor, high: Tensor) -> Shallow:
+        """A value between two ends, and within its size, by which its images count what they lose.
+
+        Rows may bound a value more loosely than its size does.
+        """
+        if not self.rounding:
+            return Shallow((low + high) / 2, (high - low) / 2, torch.zeros_like(low), True)
+        size = self.sizes[name]
+        low, high = torch.maximum(low, -size), torch.minimum(high, size)
+        # Of the midpoint and of the half width.
+        error = above(4 * UNIT64 * torch.maximum(low.abs(), high.abs()))
+        return Shallow((low + high) / 2, (high - low) / 2, error, True)
 
     def back_substitute(self, index: int, rows: Tensor, b: Tensor) -> LinearBound:
         """Rows over the value of operation ``index`` become rows over the input.

@@ -69,8 +69,8 @@ def bands_below(
     for op in reversed(operations):
         if op.name not in met:
             continue
-        whole = (0, lines_of(op.shape))
-        found[op.name] = joint(met.pop(op.name)) if op.kind in _LOCAL else whole
+        band, whole = joint(met.pop(op.name)), (0, lines_of(op.shape))
+        found[op.name] = band if op.kind in _LOCAL else whole
         for source in op.inputs:
             before = _before(op, params, shapes[source], found[op.name])
             met.setdefault(source, []).append(before)

@@ -1,0 +1,203 @@
+"""What a run consists of, counted before it begins: operations and bytes of every stage."""
+
+from __future__ import annotations
+
+import torch
+from attrs import frozen
+
+from advrepair.core.attacking import balls
+from advrepair.core.bounding import bytes_per_box, bytes_per_patch, chunks
+from advrepair.core.config import Configuration
+from advrepair.core.counting import Count, constants, epoch, forward, proof, rows
+from advrepair.core.graph import Network, size
+from advrepair.core.inputs import Inputs, clip_of
+from advrepair.core.options import values
+from advrepair.core.patching import patch_template
+from advrepair.core.shards import packed
+
+_AT_ONCE = 256  # properties that are attacked together
+_QUERIES = 1000  # of an evaluation together
+_SAMPLE = 1000  # inputs whose patches are counted
+_LEAST = 4  # boxes that are bounded together at least, padded: core/bounding.py
+_PAIR = 4  # bytes that one query and one region cost in routing
+_LAZY = 2**24  # what torch loads when it is first used for a gradient or a map
+_TEXT = 450  # bytes of certificate.json a property
+_PAGE = 250_000  # bytes of report.html and what else is small
+
+
+@frozen
+class Setting:
+    """What a repair is about. tests: inputs for DD. balls: whether data are named."""
+
+    network: Network
+    template: Network
+    plan: Configuration
+    properties: int
+    patches: int
+    rows: int
+    tests: int
+    balls: bool
+    files: bool
+
+    @property
+    def inputs(self) -> int:
+        """S."""
+        return size(self.network.input_shape)
+
+    @property
+    def width(self) -> int:
+        """Bytes of one number of the network."""
+        return int(self.network.dtype.itemsize)
+
+    @property
+    def examples(self) -> int:
+        """Counterexamples that are evaluated for each property, at most."""
+        more = self.plan.evaluation.samples + 1
+        return more if self.balls else more * self.plan.evaluation.examples
+
+    @property
+    def pieces(self) -> int:
+        """Pieces that one patch serves."""
+        return -(-self.properties // max(1, self.patches))
+
+    @property
+    def weights(self) -> Count:
+        """The weights of one patch, fetched for a query and used."""
+        return Count(moved=3 * self.width * self.template.parameters_count)
+
+    @property
+    def shards(self) -> list[int]:
+        """Patches of each shard."""
+        pieces = [self.pieces] * self.patches
+        return [part.stop - part.start for part in packed(pieces, self.template, self.rows)]
+
+    @property
+    def workers(self) -> int:
+        """Shards that are worked on at once."""
+        asked = values(self.plan.executor).get("workers")
+        return asked if isinstance(asked, int) and asked > 0 else torch.get_num_threads()
+
+
+def setting_of(inputs: Inputs, plan: Configuration) -> Setting:
+    """What a repair will be about, as far as that is known before the attack."""
+    network, data, demanded = inputs.network, inputs.data, inputs.demanded
+    asked = min(plan.problem.count, len(data.repair)) if data else 0
+    rows_, patches = network.outputs - 1, asked
+    if data is not None and asked:
+        index = torch.arange(min(asked, _SAMPLE))
+        sample = balls(network, data.repair, index, plan.problem.epsilon, clip_of(plan.problem))
+        found = len(plan.indicator.assign(sample))
+        patches = asked if found == len(index) else found
+    if demanded is not None:
+        rows_ = max(rows_ if data else 0, demanded.C.shape[1])
+    files = 0 if demanded is None else len(demanded)
+    return Setting(
+        network,
+        shapes(network, plan.patch.hidden),
+        plan,
+        asked + files,
+        patches + files,
+        rows_,
+        0 if data is None or data.test is None else len(data.test),
+        data is not None,
+        demanded is not None,
+    )
+
+
+def counts(setting: Setting) -> dict[str, tuple[Count, float]]:
+    """Work of every step, and how many calls it takes; on all threads together."""
+    n, plan, network = setting.properties, setting.plan, setting.network
+    steps, epochs, shards = _attack_steps(plan), _epochs(plan), len(setting.shards)
+    climb = steps * forward(network, True)
+    tried = -(-n // _AT_ONCE) * _AT_ONCE if setting.balls else n
+    routed = Count(moved=_PAIR * n)
+    deployed = forward(setting.template, True) + setting.weights + routed
+    attacked = n * (climb + steps * deployed) if plan.certification.attack else Count()
+    boxes, read = max(n, _LEAST * shards), Count(moved=3 * 8 * network.parameters_count)
+    trained = n * (epochs * epoch(setting.template, setting.rows))
+    trained += n * proof(setting.template, setting.rows)
+    held = n * constants(setting.template, setting.rows)
+    return {
+        "attack": (tried * climb, steps * tried / _AT_ONCE),
+        "bounds": (boxes * rows(network, setting.rows, True) + shards * read, shards),
+        "training": (trained, shards * epochs),
+        "proof": (held, shards),
+        "certification": (attacked, steps * -(-n // _AT_ONCE)),
+        "evaluation": (
+            _evaluation(setting, climb, routed),
+            n * setting.examples + setting.tests,
+        ),
+    }
+
+
+def _evaluation(setting: Setting, climb: Count, routed: Count) -> Count:
+    """Examples are searched for and tried on both repairs, and so are the test inputs."""
+    n, network, plan = setting.properties, setting.network, setting.plan
+    query = 3.0 * forward(network) + forward(setting.template) + 2.0 * routed
+    examples = n * setting.examples * (climb + query) + 2.0 * n * setting.weights
+    if plan.allocator.name == "none":
+        return examples + setting.tests * query
+    # Every test input meets every centre, and then a patch.
+    compared = Count(single=4.0 * (setting.tests + n) * setting.inputs * n)
+    used = -(-setting.tests // _QUERIES) * min(setting.patches, _QUERIES)
+    return examples + setting.tests * query + compared + used * setting.weights
+
+
+def _attack_steps(plan: Configuration) -> float:
+    known = values(plan.attack)
+    numbers = [known.get(name, 1) for name in ("steps", "restarts")]
+    steps, restarts = (n if isinstance(n, int) else 1 for n in numbers)
+    return float((steps + 1) * restarts)
+
+
+def _epochs(plan: Configuration) -> float:
+    """Epochs until a proof: counted on real runs, or one round where nothing shortens it."""
+    if plan.training.optimiser != "polyak" or not plan.training.scale:
+        return plan.training.epochs + 1.0
+    return 3.0 if plan.patch.hidden else 2.0
+
+
+def kept_bytes(setting: Setting) -> int:
+    """Bytes of a run folder."""
+    n, inputs, width = setting.properties, setting.inputs * setting.width, setting.width
+    network, outputs = setting.network, setting.network.outputs
+    patch = setting.patches * setting.template.parameters_count * width
+    repaired = n * (3 * inputs + outputs * width + 40) + network.parameters_count * width
+    units = network.units + setting.template.units
+    demand = setting.rows * ((outputs + 1) * width + 8)
+    certificate = n * (2 * inputs + demand + units + 60 + _TEXT)
+    evaluation = n * (setting.examples * (inputs + 8) + outputs * width + 40)
+    return patch + repaired + certificate + evaluation + _PAGE
+
+
+def array_bytes(setting: Setting) -> int:
+    """Bytes of the arrays that live through a run: boxes, examples, rows of the demands."""
+    n, inputs = setting.properties, setting.inputs * setting.width
+    demand = 2 * setting.rows * (setting.network.outputs + 3) * 8
+    # Faces and centres, those of the regions, and the examples.
+    return n * (8 * inputs + setting.examples * inputs + demand + 2000)
+
+
+def flight_bytes(setting: Setting) -> int:
+    """Bytes in flight at most, of the stage that takes most."""
+    n, inputs = setting.properties, setting.inputs * setting.width
+    largest = max(setting.shards, default=0)
+    q = largest * setting.pieces
+    patch = largest * bytes_per_patch(setting.template, setting.rows, setting.pieces)
+    shard = patch + q * setting.rows * setting.inputs * 12 + _chunk(setting)
+    weights = setting.template.parameters_count * setting.width
+    attack = min(n, _AT_ONCE) * (12 * inputs + weights)
+    routing = _QUERIES * (3 * n + setting.patches + 12 * inputs)
+    return _LAZY + max(setting.workers * shard, attack + routing)
+
+
+def _chunk(setting: Setting) -> int:
+    """Bytes of bounding a chunk of boxes."""
+    each = bytes_per_box(setting.network, setting.rows)
+    return each * max((len(part) for part in chunks(setting.properties, each, 2**62)), default=0)
+
+
+def shapes(network: Network, hidden: tuple[int, ...]) -> Network:
+    """A patch without weights: its sizes may be absurd."""
+    with torch.device("meta"):
+        return patch_template(network, hidden)
