@@ -1,8 +1,8 @@
 """Lower and upper ends of a value's units by back-substitution, in blocks that fit the cache.
 
 The same bounds as :class:`~advrepair.plugins.verifiers.propagation.Propagation` finds step by
-step, with the same account of errors; what differs is the order of work. It serves plain calls
-only: nothing here can be differentiated or mapped.
+step, with the same account of errors; what differs is the order of work. Nothing here can be
+differentiated or mapped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BLOCK_BYTES = 2**20  # of the widest rows of a block: half of a core's own cach
 
 @define(eq=False)
 class _Rows:
-    """Rows on their way back, of some boxes: [g or 1,m,n] over each value they reached.
+    """Rows on their way back, of some boxes: [boxes or 1,rows,n] over each value they reached.
 
     bands: the lines of each value that any row can meet; the rows are over those. linear:
     over values that are affine in the input, whose midpoints b has. merged: ReLUs over which
@@ -80,9 +80,8 @@ class Descent:
     def ends(self, index: int, lows: Tensor, highs: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper ends of a value's units, [B,*shape] each.
 
-        lows, highs: bool [B,*shape], units whose lower or upper end is asked; others may come
-        out as NaN. Sound as :meth:`Propagation.back_substitute`, and with the same slopes. What
-        is left out decides nothing about what is not.
+        lows, highs: bool [B,*shape], ends that are asked; others may come out as NaN. Sound as
+        :meth:`Propagation.back_substitute`. What is left out decides nothing about what is not.
         """
         shape, most = self.network.operations[index].shape, self._block(index)
         wanted = torch.stack([flat(lows, shape), flat(highs, shape)], 2).flatten(1)
@@ -102,8 +101,7 @@ class Descent:
     def _head(self, index: int, units: int) -> _Rows:
         """Both rows of every unit down to the ReLUs, which all boxes share.
 
-        b, error: [B,R]. pending, linear: [R,n]; of the highest ReLU their positive and their
-        negative part, [2,R,n].
+        b, error: [B,M]. pending, linear: [M,n]; of the highest ReLU both its signs, [2,M,n].
         """
         op = self.network.operations[index]
         eye = torch.eye(units, dtype=self._radius.dtype, device=self._radius.device)
@@ -138,7 +136,7 @@ class Descent:
         return rows
 
     def _least(self, index: int, head: _Rows, block: Block) -> Tensor:
-        """Lower ends of the rows of a block: [g,m]."""
+        """Lower ends of the rows of a block: [boxes,rows]."""
         bands = self._bands(index, slice(None) if block.own else block.rows)
         some = _Rows(block, bands, block.of(head.b), block.of(head.error))
         first = True
@@ -164,7 +162,7 @@ class Descent:
         return lowest
 
     def _spread(self, index: int, head: _Rows, some: _Rows) -> Tensor:
-        """How far rows over what is affine in the input vary: [g,m]."""
+        """How far rows over what is affine in the input vary: [boxes,rows]."""
         if INPUT in head.linear:
             A = self._cut(some, INPUT, head.linear[INPUT])[some.block.rows]
             A = A if some.block.own else A.unsqueeze(0)
@@ -174,8 +172,7 @@ class Descent:
         spread = torch.zeros_like(some.b)
         wide = size(self.network.input_shape) * some.b.shape[1] * spread.element_size()
         # These rows are of no use but for their sums: a few boxes at a time.
-        parts = list(slices(len(spread), max(2, _BLOCK_BYTES // wide)))
-        for part in parts:
+        for part in slices(len(spread), max(2, _BLOCK_BYTES // wide)):
             linear = {name: A[part] if len(A) > 1 else A for name, A in some.linear.items()}
             rows = evolve(some, linear=linear, pending={})
             for op in reversed(self.network.operations[: index + 1]):
@@ -187,7 +184,7 @@ class Descent:
         return spread
 
     def _begun(self, op: Operation, head: _Rows, some: _Rows) -> Tensor:
-        """Rows of the highest ReLU over its input: [g,m,n]."""
+        """Rows of the highest ReLU over its input: [boxes,rows,n]."""
         parts = self._cut(some, op.name, head.pending[op.name])
         positive, negative = (part[some.block.rows] for part in parts)
         lines = self.counts.through(op, op.name in head.merged)

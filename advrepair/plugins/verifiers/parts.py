@@ -20,7 +20,7 @@ _FEW = 2048  # rows of a block at most if what it lacks is filled up
 class Block:
     """Rows of some boxes; a box may come more than once.
 
-    boxes: [g]. rows: the same of every box, [m] or a range; or each box's own, [g,m].
+    boxes: a range, or numbers. rows: the same of every box; or of each its own, [boxes,rows].
     """
 
     boxes: slice | Tensor
@@ -32,19 +32,41 @@ class Block:
         return isinstance(self.rows, Tensor) and self.rows.dim() == 2
 
     def of(self, values: Tensor) -> Tensor:
-        """What belongs to the block of [B,R]: [g,m]."""
+        """What belongs to the block of [B,M]: [boxes,rows]."""
         if isinstance(self.rows, Tensor) and isinstance(self.boxes, Tensor):
             rows = self.rows if self.rows.dim() == 2 else self.rows.unsqueeze(0)
             return values[self.boxes.unsqueeze(1), rows]
         return values[self.boxes][:, self.rows]
 
     def put(self, values: Tensor, found: Tensor) -> None:
-        """Write the block's results [g,m] into [B,R]; what is there twice is the same."""
+        """Write the block's results [boxes,rows] into [B,M]; what is there twice is the same."""
         if isinstance(self.rows, Tensor) and isinstance(self.boxes, Tensor):
             rows = self.rows if self.rows.dim() == 2 else self.rows.unsqueeze(0)
             values[self.boxes.unsqueeze(1), rows] = found
         else:
             values[self.boxes, self.rows] = found
+
+
+def asked(
+    low: Tensor, high: Tensor, least: bool, sized: bool, shared: bool
+) -> tuple[Tensor, Tensor]:
+    """Units whose lower and whose upper end rows have to find, bool like low and high.
+
+    Units that interval arithmetic, low to high, shows to be of one sign, by far, keep its ends:
+    their ReLU is affine all the same. By far, as rows settle them too then, so that every line
+    stays as it is; a line of another slope could make what comes later looser. So it is with
+    slopes of least area; rows through others are so loose that nothing follows.
+
+    Sound: interval arithmetic holds for the computed values, like everything here. Where a
+    size is made of the ends only those are left out that it does not need: the one nearer to
+    0, and the other one if it is negative and not shared, that is if only a ReLU reads the
+    value, whose result is 0.
+    """
+    apart = (high - low) / 2 if least else torch.full_like(low, torch.inf)
+    active, dead = low >= apart, high <= -apart
+    if not sized:
+        return ~(active | dead), ~(active | dead)
+    return (~active if shared else ~(active | dead)), ~dead
 
 
 def of_all(boxes: int, rows: int, most: int) -> Iterator[Block]:
@@ -54,7 +76,7 @@ def of_all(boxes: int, rows: int, most: int) -> Iterator[Block]:
 
 
 def of_one(wanted: Tensor, most: int) -> Iterator[Block]:
-    """Wanted rows, bool [B,R], one box at a time; all of a box where nearly all are wanted.
+    """Wanted rows, bool [B,M], one box at a time; all of a box where nearly all are wanted.
 
     Neighbours stay together, so that the rows of a block meet few lines of an image. How many
     rows a product has follows from its box alone, so that its bits do too.
@@ -71,7 +93,7 @@ def of_one(wanted: Tensor, most: int) -> Iterator[Block]:
 
 
 def of_many(wanted: Tensor, most: int) -> Iterator[Block]:
-    """Wanted rows, bool [B,R], of many boxes at a time; all of a box if nearly all are wanted.
+    """Wanted rows, bool [B,M], of many boxes at a time; all of a box if nearly all are wanted.
 
     All blocks of either kind have one shape, so that no row's bits depend on other boxes.
     """
@@ -93,7 +115,7 @@ def of_many(wanted: Tensor, most: int) -> Iterator[Block]:
 
 
 def _parts(wanted: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Every box's wanted rows, so many at a time: boxes [p], rows [p,length].
+    """Every box's wanted rows, so many at a time: boxes [parts], rows [parts,length].
 
     The last of a box's rows fill up its last part.
     """

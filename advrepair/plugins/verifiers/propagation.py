@@ -16,6 +16,7 @@ from advrepair.plugins.verifiers.account import Account, Shallow
 from advrepair.plugins.verifiers.affine import DIAGONAL, fan_in, without_bias
 from advrepair.plugins.verifiers.counts import Counts
 from advrepair.plugins.verifiers.descent import Descent
+from advrepair.plugins.verifiers.parts import asked
 from advrepair.plugins.verifiers.relaxations import STEPS_OF_SLOPE, Relaxation, relu
 
 
@@ -185,31 +186,18 @@ class Propagation:
         return not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
 
     def _descend(self, index: int) -> tuple[Tensor, Tensor]:
-        """Ends of a value by back-substitution in blocks.
-
-        Units that interval arithmetic shows to be of one sign, by far, keep its ends: their
-        ReLU is affine all the same. By far, as rows settle them too then, so that every line
-        stays as it is; a line of another slope could make what comes later looser. Slopes that
-        are worse than by area leave rows so loose that nothing follows.
-
-        Sound: interval arithmetic holds for the computed values, like everything here. With
-        rounding only those ends are left out that no size is made of: the one nearer to 0, and
-        the other one if it is negative and only its ReLU reads it, whose result is 0.
-        """
+        """Ends of a value by back-substitution in blocks, or by intervals; see :func:`asked`."""
         if self._descent is None:
             found = (self.relaxed, self.shallow, self.sums, self.sizes)
             given = (self.network, self.params, self.box, self.rounding)
             self._descent = Descent(*given, Counts(*given, *found))
         name = self.network.operations[index].name
         low, high = self._faces(self._interval_around(name))
-        apart = (high - low) / 2 if self.slope == "area" else torch.full_like(low, torch.inf)
-        active, dead = low >= apart, high <= -apart
-        below = above = ~(active | dead)
-        if self.rounding:
-            alone = sum(op.inputs.count(name) for op in self.network.operations) == 1
-            below, above = (below if alone else ~active), ~dead
-        lower, upper = self._descent.ends(index, below, above)
-        return torch.where(below, lower, low), torch.where(above, upper, high)
+        sized = self.rounding is not None
+        alone = sum(op.inputs.count(name) for op in self.network.operations) == 1
+        lows, highs = asked(low, high, self.slope == "area", sized, sized and not alone)
+        lower, upper = self._descent.ends(index, lows, highs)
+        return torch.where(lows, lower, low), torch.where(highs, upper, high)
 
     def _interval_around(self, name: str) -> Shallow:
         """Interval arithmetic, from the ReLUs that are bounded already."""
