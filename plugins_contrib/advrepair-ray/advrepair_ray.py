@@ -55,6 +55,7 @@ class RayExecutor(Executor):
         self, function: Callable[[Item], Result], items: Iterable[Item]
     ) -> Iterator[tuple[int, Result]]:
         """The results as they get done; see :class:`advrepair.Executor`."""
+        outlives = _ray().is_initialized()
         with self._cluster() as ray:
             work = ray.remote(_work).options(
                 num_cpus=self.cpus,
@@ -77,7 +78,9 @@ class RayExecutor(Executor):
                     for done in ray.wait(list(open_), num_returns=1)[0]:
                         yield open_.pop(done), self._value(ray, done)
             finally:
-                for left in open_:
+                # The end of a connection ends its tasks. Ray may abort the process if it is told
+                # to cancel one whose result is on its way and then disconnects.
+                for left in open_ if outlives else ():
                     ray.cancel(left)
 
     @contextmanager
