@@ -47,7 +47,7 @@ def bytes_of_rows(template: Network, rows: int, boxes: int) -> int:
 
 def bytes_per_patch(template: Network, rows: int, boxes: int) -> int:
     """Working memory of training one patch on so many boxes, in bytes (an estimate)."""
-    return 4 * 12 * template.parameters_count + 16 * bytes_of_rows(template, rows, boxes)
+    return 4 * 12 * template.parameters_count + 10 * bytes_of_rows(template, rows, boxes)
 
 
 def chunks(count: int, each: int, memory: int) -> list[Tensor]:

@@ -21,6 +21,8 @@ _SAMPLE = 1000  # inputs whose patches are counted
 _LEAST = 4  # boxes that are bounded together at least, padded: core/bounding.py
 _PAIR = 4  # bytes that one query and one region cost in routing
 _LAZY = 2**24  # what torch loads when it is first used for a gradient or a map
+_BLOCKS = 2**23  # the rows in between, of all blocks at work
+_ENDS_OF_UNIT = 24  # numbers held for a unit of a box while it is bounded
 _TEXT = 450  # bytes of certificate.json a property
 _PAGE = 250_000  # bytes of report.html and what else is small
 
@@ -184,17 +186,22 @@ def flight_bytes(setting: Setting) -> int:
     largest = max(setting.shards, default=0)
     q = largest * setting.pieces
     patch = largest * bytes_per_patch(setting.template, setting.rows, setting.pieces)
-    shard = patch + q * setting.rows * setting.inputs * 12 + _chunk(setting)
+    shard = patch + q * setting.rows * setting.inputs * 12 + _chunk(setting, q)
     weights = setting.template.parameters_count * setting.width
     attack = min(n, _AT_ONCE) * (12 * inputs + weights)
     routing = _QUERIES * (3 * n + setting.patches + 12 * inputs)
     return _LAZY + max(setting.workers * shard, attack + routing)
 
 
-def _chunk(setting: Setting) -> int:
-    """Bytes of bounding a chunk of boxes."""
+def _chunk(setting: Setting, boxes: int) -> int:
+    """Bytes of bounding that many boxes: rows at the end of a chunk, and ends of every unit.
+
+    Rows in between are worked on in blocks that fit the cache.
+    """
     each = bytes_per_box(setting.network, setting.rows)
-    return each * max((len(part) for part in chunks(setting.properties, each, 2**62)), default=0)
+    most = max((len(part) for part in chunks(boxes, each, 2**62)), default=0)
+    ends = 3 * setting.rows * setting.inputs + _ENDS_OF_UNIT * setting.network.units
+    return _BLOCKS + 8 * (most * ends + setting.network.parameters_count)
 
 
 def shapes(network: Network, hidden: tuple[int, ...]) -> Network:
