@@ -117,7 +117,7 @@ def repair(
     if properties is not None and tuple(properties.box.input_shape) != known.input_shape:
         raise UsageError(f"properties: their boxes are not of inputs {known.input_shape}")
     problem = find_problem(Inputs(known, data, properties), plan, work, count)
-    return run_repair(known, problem, plan, work, test)
+    return run_repair(known, problem, plan, work, test, None if data is None else data.repair)
 
 
 def _array(value: Any) -> Any:

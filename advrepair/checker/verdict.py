@@ -80,7 +80,7 @@ class _Check:
         base = {name[5:]: t for name, t in stored.items() if name.startswith("base/")}
         self.stack = {name[6:]: t for name, t in stored.items() if name.startswith("patch/")}
         demand(len({len(t) for t in self.stack.values()}) == 1, "patches: not one number of them")
-        outside = ("centres/", "region/patch")
+        outside = ("centres/", "allocator/", "region/patch")
         kinds = {t.dtype.str for name, t in stored.items() if not name.startswith(outside)}
         known = {"<f4"} if verdict.level == "deployed-float32" else {"<f4", "<f8"}
         demand(kinds <= known, f"{verdict.level} is claimed for {sorted(kinds)}")

@@ -9,6 +9,7 @@ from advrepair.core.bounding import Batch, Bounder
 from advrepair.core.box import Box
 from advrepair.core.certification import weights_of
 from advrepair.core.errors import UsageError
+from advrepair.core.interfaces import SmoothAllocator
 from advrepair.core.patching import RepairedNetwork, Stack
 from advrepair.core.types import LinearBound, PropertySet
 
@@ -29,7 +30,9 @@ def areas(function: nn.Module, box: Box) -> tuple[Box, Tensor]:
     """
     if not isinstance(function, RepairedNetwork):
         return box, torch.full((1,), -1)
-    outside = -1 if function.allocator.most(function.centres) == 0 else UNBOUNDED
+    unchanged = function.allocator.most(function.centres) == 0
+    smooth = isinstance(function.allocator, SmoothAllocator)
+    outside = -1 if unchanged and not smooth else UNBOUNDED
     regions = function.regions
     near = regions.box.meets(box)[:, 1].sort().values
     lower, upper = (face[near].flatten(1) for face in (regions.box.lower, regions.box.upper))

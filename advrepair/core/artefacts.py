@@ -40,6 +40,7 @@ def write_repaired(path: Path, repaired: RepairedNetwork) -> None:
     centres = repaired.centres
     for name in ("x", "logits", "label", "target", "patch"):
         tensors[f"centres/{name}"] = getattr(centres, name)
+    tensors |= {f"allocator/{name}": t for name, t in centres.fitted.items()}
     header = {
         "format": FORMAT,
         "base": repaired.base.structure(),
@@ -78,7 +79,7 @@ def _rebuilt(
         PatchBank(Network.rebuild(header["patch"], zeros), stack),
         Regions(Box(tensors["region/lower"], tensors["region/upper"]), tensors["region/patch"]),
         Assignment(centres["patch"], tuple(header["patches"])),
-        Centres(**centres, patches=len(header["patches"])),
+        Centres(**centres, patches=len(header["patches"]), fitted=part("allocator/")),
         allocator,  # type: ignore[arg-type]
     )
 

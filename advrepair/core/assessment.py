@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor, nn
 
 from advrepair.core.attacking import Problem, balls, generator, perturb
+from advrepair.core.bounding import Bounder
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network
@@ -24,8 +25,9 @@ from advrepair.core.lookup import Insight, insight
 from advrepair.core.patching import PatchBank, RepairedNetwork, constant_stack
 from advrepair.core.run_folder import Checkpoint
 from advrepair.core.statistics import Share
-from advrepair.core.threats import THREATS, FixedRoute, Target, search
+from advrepair.core.threats import THREATS, FixedRoute, Target, route_of, search
 from advrepair.core.types import PropertySet
+from advrepair.core.unseen import least_margins
 
 _AT_ONCE = 256
 _IMAGES = 512  # unrelated images that patches are tried on
@@ -79,7 +81,10 @@ class Assessment:
 
 @define(eq=False)
 class Assessor:
-    """One evaluation; every finished part is kept in the checkpoint."""
+    """One evaluation; every finished part is kept in the checkpoint.
+
+    bounder: of N and the patches; without it nothing is proved of unseen inputs.
+    """
 
     repaired: RepairedNetwork
     examples: Examples
@@ -87,6 +92,7 @@ class Assessor:
     settings: Settings
     stage: Stage
     checkpoint: Checkpoint | None = None
+    bounder: Bounder | None = None
     _subjects: dict[str, RepairedNetwork] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -112,6 +118,8 @@ class Assessor:
             shares[name]["DSR"] = boxes
             asked = self._balls(self.settings.epsilon)
             shares[name]["DGSR-query"], threats[name] = self._attacked(name, "DGSR-query", asked)
+            if self.bounder is not None:
+                shares[name]["DGSR-certified"] = self._certified(name, self.bounder, asked)
             shares[name]["DGSR-oracle"] = self._oracle(name, self.settings.epsilon)
         return Assessment(
             shares,
@@ -175,6 +183,18 @@ class Assessor:
             whole &= ~found
         return Share(int(whole.sum()), len(asked)), broken
 
+    def _certified(self, subject: str, bounder: Bounder, asked: PropertySet) -> Share:
+        """Unseen inputs whose whole ball is proved to keep their label."""
+        function = self._subjects.get(subject, self.repaired.base)
+        if subject == "constant-bias":
+            bounder = evolve(bounder, template=function.bank.template)
+
+        def unproved(part: PropertySet, noise: torch.Generator) -> Tensor:
+            return ~(least_margins(function, bounder, part) > 0)
+
+        hits = self._each(f"{subject}: DGSR-certified", asked, unproved)
+        return Share(int((~hits).sum()), len(hits))
+
     def _hits(
         self, model: nn.Module, threat: str, asked: PropertySet, noise: torch.Generator
     ) -> Tensor:
@@ -196,8 +216,7 @@ class Assessor:
         def told(part: PropertySet, noise: torch.Generator) -> Tensor:
             x, fixed = part.center, model
             if isinstance(model, RepairedNetwork):
-                with torch.no_grad():
-                    fixed = FixedRoute(model, model.route(x, model.base(x)))
+                fixed = FixedRoute(model, route_of(model, x))
             hits = part.violated(_run(fixed, x))
             for found in search((self.settings.attack, self.settings.quick), fixed, part, noise):
                 hits |= part.violated(_run(fixed, found))

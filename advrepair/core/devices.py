@@ -85,9 +85,11 @@ def _copied(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """Tensors of an attrs class, and of those in it."""
+    """Tensors of an attrs class or a dict, and of those in it."""
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, dict):
+        return [t for each in value.values() for t in _tensors(each)]
     if not attrs.has(type(value)):
         return []
     kind: Any = type(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from advrepair.core.assessment import Assessment, Assessor, Examples, Settings, Stage
@@ -18,6 +18,7 @@ from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Rates, inputs_around, rates, routing
 from advrepair.core.files import read_json, read_tensors
+from advrepair.core.finding import make_bounder
 from advrepair.core.inputs import clip_of
 from advrepair.core.interfaces import Attack
 from advrepair.core.layout import routed
@@ -132,7 +133,9 @@ def full(
     checkpoint: Checkpoint | None,
 ) -> Assessment:
     """The deployed function under an adaptive attacker; see :mod:`advrepair.core.assessment`."""
-    return Assessor(repaired, examples, test, settings(plan), stage, checkpoint).run()
+    bounder = make_bounder(repaired.base, plan)
+    bounder = evolve(bounder, template=repaired.bank.template)
+    return Assessor(repaired, examples, test, settings(plan), stage, checkpoint, bounder).run()
 
 
 def settings(plan: Configuration) -> Settings:

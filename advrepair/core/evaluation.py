@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from advrepair.core.attacking import Problem
 from advrepair.core.box import Box
 from advrepair.core.data import Dataset
+from advrepair.core.interfaces import SmoothAllocator
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.types import PropertySet
 
@@ -131,7 +132,7 @@ def routing(repaired: RepairedNetwork, problem: Problem) -> Rates:
 
     Right: to the property's own patch, and to no patch of another label. ``clean``: the
     centres. ``adversarial``: the x_adv, of which a label indicator sees the wrong label. None
-    where no property has a label.
+    where no property has a label. Of a smooth allocator: those that it gives their label.
     """
     label = problem.properties.label
     balls = (label >= 0).nonzero()[:, 0]
@@ -149,7 +150,13 @@ def routing(repaired: RepairedNetwork, problem: Problem) -> Rates:
         right = 0
         for x, index in zip(points[chosen].split(_AT_ONCE), owner.split(_AT_ONCE), strict=True):
             with torch.no_grad():
-                gates = repaired.allocator.allocate(x, repaired.base(x), repaired.centres)
+                logits = repaired.base(x)
+            if isinstance(repaired.allocator, SmoothAllocator):
+                with torch.no_grad():
+                    outputs = repaired.allocator.outputs(x, logits, repaired.centres)
+                right += int((outputs.argmax(1) == label[index]).sum())
+                continue
+            gates = repaired.allocator.allocate(x, logits, repaired.centres)
             own = gates.gather(1, repaired.centres.patch[index, None])[:, 0]
             wrong = (gates.float() @ serves.float()) > 0
             wrong[torch.arange(len(index)), label[index]] = False

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from advrepair.core.rounding import Rounding
     from advrepair.core.row_wise import RowWise as RowWise
     from advrepair.core.row_wise import of_rows as of_rows
-    from advrepair.core.types import Assignment, Centres, LinearBound, PropertySet, SplitPlan
+    from advrepair.core.types import (
+        Assignment,
+        Centres,
+        LinearBound,
+        Points,
+        PropertySet,
+        SplitPlan,
+    )
 else:
 
     def __getattr__(name: str) -> Any:
@@ -189,6 +196,68 @@ class Allocator(Component):
         With 0 the repaired network does not call :meth:`allocate`.
         """
         return centres.patches
+
+
+class SmoothAllocator(Allocator):
+    """An allocator that weighs one constant patch a class by a smooth function of the query.
+
+    Outside every repaired box F is :meth:`outputs`; no patch of a box is on there, and no
+    choice hides a gradient. It is fitted before the patches are trained. points: how many
+    labelled inputs it remembers, 0: the repaired ones. validation: inputs that it is fitted by.
+    """
+
+    points: int
+    validation: int
+
+    @abstractmethod
+    def fit(self, network: Network, given: Points) -> Mapping[str, Tensor]:
+        """What :meth:`outputs` needs beside the options; kept as ``centres.fitted``.
+
+        The same network, points and options give the same numbers. Raises UsageError for
+        points that it cannot be fitted to.
+        """
+
+    @abstractmethod
+    def outputs(self, x: Tensor, logits: Tensor, centres: Centres) -> Tensor:
+        """Outputs of F for queries outside every box, [N,K], differentiable in x and logits.
+
+        x: [N,*S]. logits: of the base network on them, [N,K].
+        """
+
+    @abstractmethod
+    def least(self, box: Box, label: Tensor, margins: Tensor, centres: Centres) -> Tensor:
+        """Lower bounds of ``F_label - F_k`` on each box, [B,K]; infinity for the label itself.
+
+        label: [B]. margins: lower bounds of the same differences of the base network, [B,K],
+        in float64. Must be sound for the function as it is computed, and say why.
+        """
+
+    def told(self, centres: Centres) -> dict[str, float]:
+        """What was fitted, as numbers for the report."""
+        return {}
+
+    def write_outputs(self, to: OperatorList, x: str, logits: str, centres: Centres) -> str:
+        """:meth:`outputs` as standard operators: returns the name of [N,K].
+
+        Raises UsageError if the allocator has not been written so.
+        """
+        return super().write(to, x, logits, centres)
+
+    def write(self, to: OperatorList, x: str, logits: str, centres: Centres) -> str:
+        """No patch of a box: the name of a bool [1,Q]."""
+        import torch
+
+        return to.constant(torch.zeros(1, centres.patches, dtype=torch.bool))
+
+    def allocate(self, x: Tensor, logits: Tensor, centres: Centres) -> Tensor:
+        """No patch of a box: bool [N,Q]."""
+        import torch
+
+        return torch.zeros(len(x), centres.patches, dtype=torch.bool, device=x.device)
+
+    def most(self, centres: Centres) -> int:
+        """No patch of a box."""
+        return 0
 
 
 class Executor(Component):

@@ -13,7 +13,7 @@ from advrepair.core.graph import INPUT
 from advrepair.core.onnx_writer import OUTPUT, write_model, write_network
 from advrepair.core.operators import Steps
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.routing_steps import LOGITS, ROUTE, write_routing, write_sum
+from advrepair.core.routing_steps import LOGITS, ROUTE, write_deployed
 
 
 def routed_model(repaired: RepairedNetwork, about: Mapping[str, str] | None = None) -> bytes:
@@ -26,8 +26,7 @@ def routed_model(repaired: RepairedNetwork, about: Mapping[str, str] | None = No
     steps, base = Steps(), repaired.base
     logits = steps.call("Identity", write_network(steps, base), name=LOGITS)
     steps.prefix = ROUTE
-    gates = write_routing(steps, repaired, INPUT, logits)
-    total = write_sum(steps, repaired, INPUT, logits, gates)
+    total = write_deployed(steps, repaired, INPUT, logits)
     steps.prefix = ""
     last = steps.call("Identity", total, name=OUTPUT)
     return write_model(steps, {INPUT: base.input_shape}, {last: [base.outputs]}, base.dtype, about)

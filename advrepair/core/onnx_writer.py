@@ -26,6 +26,7 @@ _MOST = 2**31 - 2**20  # bytes that protobuf reads, less room for the nodes
 _TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float64: TensorProto.DOUBLE,
+    torch.float16: TensorProto.FLOAT16,
     torch.int64: TensorProto.INT64,
     torch.int32: TensorProto.INT32,
     torch.uint8: TensorProto.UINT8,

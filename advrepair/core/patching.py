@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advrepair.core.box import Box
 from advrepair.core.devices import Placed
 from advrepair.core.graph import INPUT, Network, Operation, size
-from advrepair.core.interfaces import Allocator
+from advrepair.core.interfaces import Allocator, SmoothAllocator
 from advrepair.core.paired import paired
 from advrepair.core.types import Assignment, Centres, PropertySet, Regions
 
@@ -159,7 +159,7 @@ class RepairedNetwork(Placed):
     """The deployed function: base network, patches and routing. A function of x alone.
 
     The first region that holds x says which patch is on, only that one or none; outside all
-    regions the allocator chooses.
+    regions the allocator chooses, or a smooth one takes over.
     """
 
     box_lower: Tensor
@@ -220,7 +220,22 @@ class RepairedNetwork(Placed):
         """Outputs [N,K] of inputs [N,*S]."""
         logits: Tensor = self.base(x)
         query, patch = self._pairs(x.detach(), logits.detach())
-        return self.bank.add_pairs(logits, x, query, patch)
+        found = self.bank.add_pairs(logits, x, query, patch)
+        return self.smoothed(found, x, logits, self.smooth(x))
+
+    def smooth(self, x: Tensor) -> Tensor:
+        """Queries that a smooth allocator answers, all that lie in no region: bool [N]."""
+        if not isinstance(self.allocator, SmoothAllocator):
+            return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return self.box.first(x.detach()) < 0
+
+    def smoothed(self, found: Tensor, x: Tensor, logits: Tensor, smooth: Tensor) -> Tensor:
+        """Outputs, [N,K], with those of a smooth allocator put in where smooth [N] says so."""
+        index = smooth.nonzero()[:, 0]
+        if not len(index) or not isinstance(self.allocator, SmoothAllocator):
+            return found
+        ours = self.allocator.outputs(x[index], logits[index], self.centres)
+        return found.index_copy(0, index, ours)
 
     def _pairs(self, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The gates of :meth:`route` as pairs of a query and a patch, [.] each, in order.
@@ -258,8 +273,9 @@ def attach(
     assignment: Assignment,
     allocator: Allocator,
     bank: PatchBank,
+    fitted: Mapping[str, Tensor] | None = None,
 ) -> RepairedNetwork:
-    """Put network, patches and routing together."""
+    """Put network, patches and routing together. fitted: what a smooth allocator found."""
     with torch.no_grad():
         logits = torch.cat([network(part) for part in properties.center.split(1024)])
     centres = Centres(
@@ -269,6 +285,7 @@ def attach(
         target=properties.target,
         patch=assignment.patch,
         patches=len(assignment),
+        fitted=dict(fitted or {}),
     )
     return RepairedNetwork(network, bank, regions, assignment, centres, allocator)
 

@@ -29,6 +29,7 @@ from advrepair.core.patching import RepairedNetwork, attach
 from advrepair.core.proof import Proof
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.registry import Registry
+from advrepair.core.remembering import check_allocator, remember
 from advrepair.core.results import Results
 from advrepair.core.room import refuse, refuse_flight
 from advrepair.core.run_folder import Checkpoint, Folder
@@ -87,12 +88,14 @@ def run(
     work = Work(progress, Checkpoint(place.partial), say=untold if place.began else say)
     try:
         check_bounds(network, configuration)
+        check_allocator(configuration, inputs.data is not None)
         predicted = estimate(inputs, configuration)
         refuse(predicted, place.partial)
         for line in predicted.lines():
             say(line)
         problem = find_problem(inputs, configuration, work, configuration.problem.count)
-        result = repair(network, problem, configuration, work, test)
+        labelled = None if inputs.data is None else inputs.data.repair
+        result = repair(network, problem, configuration, work, test, labelled)
     except UsageError:
         place.discard()
         raise
@@ -107,6 +110,7 @@ def predict(configuration: Configuration, folder: Path) -> Estimate:
     """What a run would take; nothing is written. Raises UsageError as :func:`run` does."""
     inputs = read_inputs(configuration.problem)
     check_bounds(inputs.network, configuration)
+    check_allocator(configuration, inputs.data is not None)
     predicted = estimate(inputs, configuration)
     refuse(predicted, folder)
     return predicted
@@ -118,23 +122,25 @@ def repair(
     configuration: Configuration,
     run: Work,
     test: Dataset | None = None,
+    labelled: Dataset | None = None,
 ) -> Repair:
     """Repair the properties of a problem; the architecture in one function.
 
+    labelled: inputs that a smooth allocator may remember, those of the problem among them.
     Raises UsageError for demands that cannot hold together or a network that cannot be
     bounded, SoundnessError if an attack falsifies a proof.
     """
     plan, properties = configuration, problem.properties
     refuse_contradictions(properties)
     bounder = make_bounder(network, plan)
+    fitted = remember(network, problem, plan, labelled, run)
     with run.stage("bounds", len(properties)):
         undecided = plan.screening.undecided == "repair"
         ground = cover(problem, bounder, plan.indicator, undecided)
     results = _solved(ground, network, bounder, plan, run)
     bank, outcomes = results.bank(bounder.template), results.ordered()
-    repaired = attach(
-        network, properties, ground.layout.regions, ground.assignment, plan.allocator, bank
-    )
+    regions, assignment = ground.layout.regions, ground.assignment
+    repaired = attach(network, properties, regions, assignment, plan.allocator, bank, fitted)
     repaired.compute_on(network.device)
     proof = Proof.joined(results.shards, outcomes, bounder.template.units)
     attack = plan.attack if plan.certification.attack else None

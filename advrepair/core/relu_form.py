@@ -33,6 +33,7 @@ from torch import Tensor
 from advrepair.core.box import Box
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import INPUT, size
+from advrepair.core.interfaces import SmoothAllocator
 from advrepair.core.onnx_writer import OUTPUT, write_model, write_network
 from advrepair.core.operators import Steps
 from advrepair.core.patching import PatchBank, RepairedNetwork
@@ -95,7 +96,8 @@ def relu_model(
     input_range: lowest and highest number of an input; beyond it nothing is said. Raises
     UsageError for an allocator other than ``none``; UnsupportedNetworkError, naming the node.
     """
-    if repaired.allocator.most(repaired.centres):
+    smooth = isinstance(repaired.allocator, SmoothAllocator)
+    if smooth or repaired.allocator.most(repaired.centres):
         raise UsageError(
             f"allocator {repaired.allocator.name!r} cannot be exported with --form relu, only "
             "'none' can: use --form routed, or repair with --allocator none"

@@ -15,7 +15,7 @@ from advrepair.core.config import Configuration
 from advrepair.core.evaluating import Measured
 from advrepair.core.evaluation import Rates
 from advrepair.core.flags import flags
-from advrepair.core.interfaces import Component
+from advrepair.core.interfaces import Component, SmoothAllocator
 from advrepair.core.memory import peak_memory
 from advrepair.core.options import values
 from advrepair.core.patching import RepairedNetwork
@@ -64,6 +64,7 @@ def report(
         "screening": _screening(problem, repaired),
         "metrics": _complete(found.metrics),
         "routing": dict(found.routing),
+        "allocator": _allocator(repaired),
         "baseline": {name: _complete(rates) for name, rates in found.baseline.items()},
         "intervals": None,
         "counts": None,
@@ -81,6 +82,13 @@ def report(
         },
         "notes": _notes(problem, certificate, found, plan),
     }
+
+
+def _allocator(repaired: RepairedNetwork) -> dict[str, Any]:
+    """Who answers outside the regions, and what a smooth one was fitted to."""
+    allocator, smooth = repaired.allocator, isinstance(repaired.allocator, SmoothAllocator)
+    told = allocator.told(repaired.centres) if isinstance(allocator, SmoothAllocator) else None
+    return {"name": allocator.name, "smooth": smooth, "fitted": told}
 
 
 def _demands(
@@ -126,7 +134,18 @@ _STAGES = (
 
 
 # Every metric, in the order of the tables; null where it was not measured.
-METRICS = ("certified", "RSR", "RGR", "DD", "FDD", "fidelity", "DSR", "DGSR-query", "DGSR-oracle")
+METRICS = (
+    "certified",
+    "RSR",
+    "RGR",
+    "DD",
+    "FDD",
+    "fidelity",
+    "DSR",
+    "DGSR-query",
+    "DGSR-certified",
+    "DGSR-oracle",
+)
 
 
 def _complete(rates: Rates) -> Rates:
@@ -227,6 +246,12 @@ def _outside(plan: Configuration, routes: Rates) -> str:
     if routes["adversarial"] is None:
         return f"outside the regions nothing is proved: allocator {plan.allocator.name!r} chooses"
     share = routes["adversarial"]
+    if isinstance(plan.allocator, SmoothAllocator):
+        return (
+            f"outside the balls nothing is proved here: allocator {plan.allocator.name!r} answers "
+            f"there, also for inputs that no ball holds; alone it is right on {share:.1%} of the "
+            "adversarial examples"
+        )
     text = f"outside the balls nothing is proved: allocator {plan.allocator.name!r} chooses patches"
     text += f" from the query itself; of the adversarial examples it would send {share:.1%} to the"
     text += " right patch"

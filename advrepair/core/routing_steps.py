@@ -15,6 +15,7 @@ from torch import Tensor
 
 from advrepair.core.box import Box
 from advrepair.core.graph import size
+from advrepair.core.interfaces import SmoothAllocator
 from advrepair.core.operators import Steps, choose, every, first_of, one_hot
 from advrepair.core.patching import PatchBank, RepairedNetwork
 
@@ -26,12 +27,22 @@ _NUMBERS = 2**16  # comparisons in flight, for each input
 _SLOTS = 16  # patches summed one after the other; with more, all are evaluated on every input
 
 
-def write_routing(to: Steps, repaired: RepairedNetwork, x: str, logits: str) -> str:
-    """Patches of each query, bool [N,Q]; the result is called :data:`GATES`.
+def write_deployed(to: Steps, repaired: RepairedNetwork, x: str, logits: str) -> str:
+    """Outputs of F, [N,K]: routing, patches, and a smooth allocator outside the regions.
 
     x: inputs [N,*S]. logits: of the base network on them, [N,K]. Raises UsageError, naming
     the allocator, if it cannot be written as operators.
     """
+    gates, inside = _write_routing(to, repaired, x, logits)
+    total = _write_sum(to, repaired, x, logits, gates)
+    if not isinstance(repaired.allocator, SmoothAllocator):
+        return total
+    smooth = repaired.allocator.write_outputs(to, x, logits, repaired.centres)
+    return to.call("Where", inside, total, smooth)
+
+
+def _write_routing(to: Steps, repaired: RepairedNetwork, x: str, logits: str) -> tuple[str, str]:
+    """Patches of each query, bool [N,Q], called :data:`GATES`; and whether it is in a region."""
     flat = to.call("Flatten", x, axis=1)
     home = _first_region(to, flat, repaired.box)
     least = to.constant(torch.zeros(1, dtype=torch.int64))
@@ -41,10 +52,10 @@ def write_routing(to: Steps, repaired: RepairedNetwork, x: str, logits: str) -> 
     here = one_hot(to, patch, len(repaired.bank))
     given = repaired.allocator.write(to, x, logits, repaired.centres)
     column = to.call("Unsqueeze", inside, axes=(1,))
-    return to.call("Identity", choose(to, column, here, given), name=GATES)
+    return to.call("Identity", choose(to, column, here, given), name=GATES), column
 
 
-def write_sum(to: Steps, repaired: RepairedNetwork, x: str, logits: str, gates: str) -> str:
+def _write_sum(to: Steps, repaired: RepairedNetwork, x: str, logits: str, gates: str) -> str:
     """``logits + sum of the patches that are on``, [N,K]."""
     bank = repaired.bank
     weights = _weights(to, bank)

@@ -59,20 +59,29 @@ def search(
 class FixedRoute(RowWise):
     """The repaired network with the patches of each row fixed beforehand: never deployed.
 
-    gates: bool [N,Q]; it can only be run on all N rows.
+    route: bool [N,Q+1], as :func:`route_of` gives it; it can only be run on all N rows.
     """
 
-    def __init__(self, repaired: RepairedNetwork, gates: Tensor) -> None:
+    def __init__(self, repaired: RepairedNetwork, route: Tensor) -> None:
         super().__init__()
-        self.repaired, self.gates = repaired, gates
+        self.repaired, self.route = repaired, route
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs [N,K]; row i with the patches of row i."""
-        return self.repaired.bank.add_to(self.repaired.base(x), x, self.gates)
+        """Outputs [N,K]; row i by the route of row i."""
+        logits = self.repaired.base(x)
+        found = self.repaired.bank.add_to(logits, x, self.route[:, :-1])
+        return self.repaired.smoothed(found, x, logits, self.route[:, -1])
 
     def of_rows(self, index: Tensor) -> FixedRoute:
         """The same on some of the rows, [n]."""
-        return FixedRoute(self.repaired, self.gates[index])
+        return FixedRoute(self.repaired, self.route[index])
+
+
+def route_of(repaired: RepairedNetwork, x: Tensor) -> Tensor:
+    """Patches of each query, and last whether a smooth allocator answers it: bool [N,Q+1]."""
+    with torch.no_grad():
+        gates = repaired.route(x, repaired.base(x))
+    return torch.cat([gates, repaired.smooth(x)[:, None]], 1)
 
 
 def transferred(target: Target, asked: PropertySet) -> list[Tensor]:
@@ -91,8 +100,8 @@ def by_route(target: Target, asked: PropertySet) -> list[Tensor]:
     Only a point that really takes its route is kept by the judge, as for every threat.
     """
     model, found = target.model, []
-    for gates in _routes_in(model, asked, target.noise):
-        found += target.search(FixedRoute(model, gates), asked)
+    for route in _routes_in(model, asked, target.noise):
+        found += target.search(FixedRoute(model, route), asked)
     return found
 
 
@@ -142,17 +151,16 @@ def _left(x: Tensor, ball: Box, home: Box) -> Tensor:
 
 
 def _routes_in(model: RepairedNetwork, asked: PropertySet, noise: torch.Generator) -> list[Tensor]:
-    """Up to a few routes of each ball, bool [P,Q] each: that of the centre, then others."""
+    """Up to a few routes of each ball, bool [P,Q+1] each: that of the centre, then others."""
     points = [asked.center, *(uniform(asked.box, noise) for _ in range(_PROBES))]
-    with torch.no_grad():
-        seen = torch.stack([model.route(x, model.base(x)) for x in points])  # [T,P,Q]
+    seen = torch.stack([route_of(model, x) for x in points])  # [T,P,Q+1]
     routes = []
     left = torch.ones(seen.shape[:2], dtype=torch.bool)
     for _ in range(_ROUTES):
         if not bool(left.any()):
             break
         first = left.to(torch.uint8).argmax(0)
-        gates = seen[first, torch.arange(seen.shape[1])]
-        routes.append(gates)
-        left &= (seen != gates).any(2)
+        route = seen[first, torch.arange(seen.shape[1])]
+        routes.append(route)
+        left &= (seen != route).any(2)
     return routes

@@ -19,7 +19,7 @@ from advrepair.core.errors import UsageError
 from advrepair.core.graph import INPUT, STEPS, Network, Operation
 from advrepair.core.operators import Step, Steps
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.routing_steps import LOGITS, write_routing, write_sum
+from advrepair.core.routing_steps import LOGITS, write_deployed
 
 
 def _largest(x: Tensor, k: int, axis: int) -> Tensor:
@@ -37,6 +37,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Concat": lambda *x, axis: torch.cat(x, axis),
     "Div": torch.div,
     "Equal": torch.eq,
+    "Exp": torch.exp,
     "Flatten": lambda x, axis: x.flatten(axis),
     "Gather": lambda x, index, axis: x.index_select(axis, index),
     "Greater": torch.gt,
@@ -45,6 +46,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "IsNaN": torch.isnan,
     "Less": torch.lt,
     "LessOrEqual": torch.le,
+    "Log": torch.log,
     "MatMul": torch.matmul,
     "Max": torch.maximum,
     "Min": torch.minimum,
@@ -77,8 +79,7 @@ class ExportableNetwork(nn.Module):
         super().__init__()
         self.base = repaired.base
         routing = Steps()
-        gates = write_routing(routing, repaired, INPUT, LOGITS)
-        self._output = write_sum(routing, repaired, INPUT, LOGITS, gates)
+        self._output = write_deployed(routing, repaired, INPUT, LOGITS)
         self._steps: tuple[Step, ...] = tuple(routing.steps)
         self._constants = {name: f"constant_{i}" for i, name in enumerate(routing.constants)}
         for name, attribute in self._constants.items():

@@ -10,7 +10,7 @@ import enum
 import hashlib
 
 import torch
-from attrs import frozen
+from attrs import Factory, frozen
 from torch import Tensor
 
 from advrepair.core.box import Box, dot
@@ -240,7 +240,7 @@ class Centres:
     """What an allocator may know about the repaired inputs.
 
     x: [P,*S]. logits: of the base network there, [P,K]. label, target: [P]. patch: [P], -1 of
-    a property that needed none. patches: Q.
+    a property that needed none. patches: Q. fitted: of a smooth allocator, what it found.
     """
 
     x: Tensor
@@ -249,6 +249,7 @@ class Centres:
     target: Tensor
     patch: Tensor
     patches: int
+    fitted: dict[str, Tensor] = Factory(dict)
 
     def to_patches(self, chosen: Tensor) -> Tensor:
         """Patches of the chosen properties: bool [N,P] to bool [N,Q]."""
@@ -258,6 +259,23 @@ class Centres:
         gates = torch.zeros(len(chosen), self.patches, dtype=torch.bool, device=chosen.device)
         gates[query[on], patch[on]] = True
         return gates
+
+
+@frozen(eq=False)
+class Points:
+    """Labelled inputs that a smooth allocator is fitted to.
+
+    x: to remember, [n,*S], label [n]. held: balls around inputs to choose its parameters by,
+    which are remembered as well where keep says so. clip: the input range. noise: for
+    everything random.
+    """
+
+    x: Tensor
+    label: Tensor
+    held: PropertySet
+    keep: bool
+    clip: tuple[float, float] | None
+    noise: torch.Generator
 
 
 @frozen(eq=False)

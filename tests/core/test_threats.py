@@ -13,7 +13,7 @@ from advrepair.core.box import Box
 from advrepair.core.constant import constant_patches
 from advrepair.core.interfaces import Attack, of_rows
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.threats import THREATS, FixedRoute, Target
+from advrepair.core.threats import THREATS, FixedRoute, Target, route_of
 from advrepair.core.types import Regions
 from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.nearest import Nearest
@@ -67,10 +67,11 @@ def test_inside_the_repaired_boxes_no_threat_succeeds():
 def test_a_route_that_is_fixed_is_that_of_its_row():
     model, parts = a_repair()
     x = parts.properties.center
-    gates = model.route(x, model.base(x))
-    fixed = FixedRoute(model, gates)
+    route = route_of(model, x)
+    assert torch.equal(route[:, :-1], model.route(x, model.base(x)))
+    fixed = FixedRoute(model, route)
     assert torch.equal(fixed(x), model(x))
-    swapped = FixedRoute(model, gates.flip(0))
+    swapped = FixedRoute(model, route.flip(0))
     assert not torch.equal(swapped(x), model(x))
     some = torch.tensor([4, 1])
     assert torch.equal(of_rows(fixed, some)(x[some]), model(x[some]))

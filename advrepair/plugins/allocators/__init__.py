@@ -3,6 +3,7 @@
 from advrepair.core.hookspecs import hookimpl
 from advrepair.core.interfaces import Component
 from advrepair.plugins.allocators.cosine import Cosine
+from advrepair.plugins.allocators.kernel import Kernel
 from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.nearest import Nearest
 from advrepair.plugins.allocators.none import NoAllocator
@@ -11,4 +12,4 @@ from advrepair.plugins.allocators.none import NoAllocator
 @hookimpl
 def advrepair_components() -> tuple[type[Component], ...]:
     """The allocators."""
-    return (Cosine, LabelPair, Nearest, NoAllocator)
+    return (Cosine, Kernel, LabelPair, Nearest, NoAllocator)

@@ -1,0 +1,94 @@
+"""Which labelled inputs a smooth allocator remembers, and which it is fitted by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from advrepair.core.attacking import Problem, balls, generator
+from advrepair.core.config import Configuration
+from advrepair.core.data import Dataset
+from advrepair.core.errors import UsageError
+from advrepair.core.graph import Network
+from advrepair.core.inputs import clip_of
+from advrepair.core.interfaces import SmoothAllocator
+from advrepair.core.types import Points
+from advrepair.core.work import Work
+
+_HELD_SHARE = 0.1  # of the inputs, at most, where nearly all are to be remembered
+
+
+def check_allocator(plan: Configuration, data: bool) -> None:
+    """Raises UsageError, before any work, for a smooth allocator without labelled inputs."""
+    if isinstance(plan.allocator, SmoothAllocator) and not data:
+        raise no_inputs(plan.allocator)
+
+
+def no_inputs(allocator: SmoothAllocator) -> UsageError:
+    """The error for a smooth allocator without labelled inputs."""
+    return UsageError(
+        f"allocator {allocator.name!r} remembers labelled inputs: name them with --data, or use "
+        "--allocator none"
+    )
+
+
+def remember(
+    network: Network, problem: Problem, plan: Configuration, data: Dataset | None, run: Work
+) -> dict[str, Tensor]:
+    """What a smooth allocator is fitted to; nothing for any other.
+
+    Raises UsageError for too few inputs.
+    """
+    allocator = plan.allocator
+    if not isinstance(allocator, SmoothAllocator):
+        return {}
+    if data is None:
+        raise no_inputs(allocator)
+    saved = run.checkpoint.load("allocator") if run.checkpoint else None
+    if saved is not None:
+        return saved
+    with run.stage("allocator", 1) as advance:
+        found = dict(allocator.fit(network, points_of(network, problem, allocator, plan, data)))
+        advance(1)
+    if run.checkpoint:
+        run.checkpoint.save("allocator", found)
+    return found
+
+
+def points_of(
+    network: Network,
+    problem: Problem,
+    allocator: SmoothAllocator,
+    plan: Configuration,
+    data: Dataset,
+) -> Points:
+    """The repaired inputs first, then others in their order; held out are the last of the rest.
+
+    Where nearly all inputs are asked for, those held out are remembered as well, after they
+    have served; so the parameters are chosen by inputs that were no points.
+    Raises UsageError if there are fewer inputs than points asked for.
+    """
+    repaired = problem.row[problem.row >= 0]
+    others = torch.ones(len(data), dtype=torch.bool)
+    others[repaired] = False
+    rest = others.nonzero()[:, 0]
+    more = max(0, allocator.points - len(repaired))
+    if more > len(rest):
+        raise UsageError(
+            f"{allocator.name}.points is {allocator.points}: {data.name} has {len(data)} inputs"
+        )
+    keep = len(rest) - more < allocator.validation
+    held = min(allocator.validation, len(rest) - more)
+    if keep:
+        held = max(held, min(allocator.validation, int(_HELD_SHARE * len(data)), len(rest)))
+    first = min(more, len(rest) - held)
+    clip = clip_of(plan.problem)
+    chosen, last = torch.cat([repaired, rest[:first]]), rest[len(rest) - held :]
+    return Points(
+        x=data.images(chosen),
+        label=data.labels[chosen],
+        held=balls(network, data, last, plan.problem.epsilon, clip),
+        keep=keep and first < more,
+        clip=clip,
+        noise=generator(plan.run.seed, 12),
+    )

@@ -1,0 +1,103 @@
+"""What is proved of balls around inputs that were not repaired: for F as deployed, and for N."""
+
+from __future__ import annotations
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from advrepair.core.areas import least_rows
+from advrepair.core.attacking import Advance
+from advrepair.core.bounding import Bounder
+from advrepair.core.box import Box
+from advrepair.core.graph import Network
+from advrepair.core.interfaces import SmoothAllocator
+from advrepair.core.patching import RepairedNetwork
+from advrepair.core.types import PropertySet
+
+_AT_ONCE = 256
+
+
+def least_margins(
+    function: Network | RepairedNetwork,
+    bounder: Bounder,
+    asked: PropertySet,
+    advance: Advance = lambda more: None,
+) -> Tensor:
+    """Rigorous lower bounds of the least ``F_label - F_k`` over each ball, [P], in float64.
+
+    bounder: of the network of function, and of its patches. asked: balls with a label, all of
+    whose rows are such differences. -inf where nothing is known.
+    Sound: every point of a ball lies in a region or in none. What a region has of the ball is
+    bounded with that region's patch on, whether or not an earlier region decides there. The
+    rest is bounded as if it were the whole ball: by N where the allocator never changes
+    anything, else by what a smooth allocator states; of any other allocator nothing is known.
+    """
+    found = []
+    for index in torch.arange(len(asked)).split(_AT_ONCE):
+        part = asked[index]
+        found.append(_Balls(function, bounder, part).least())
+        advance(len(index))
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+
+@frozen(eq=False)
+class _Balls:
+    """Some balls of one function."""
+
+    function: Network | RepairedNetwork
+    bounder: Bounder
+    asked: PropertySet
+
+    def least(self) -> Tensor:
+        """[B], over all that a ball meets."""
+        if isinstance(self.function, Network):
+            return self._of_network().amin(1)
+        ball, regions = self.asked.box, self.function.regions
+        which, region = regions.box.meets(ball).T
+        whole = _within(ball[which], regions.box[region])
+        outside = torch.ones(len(ball), dtype=torch.bool)
+        outside[which[whole]] = False
+        found = torch.full((len(ball),), torch.inf, dtype=torch.float64)
+        index = outside.nonzero()[:, 0]
+        if len(index):
+            found[index] = _Balls(self.function, self.bounder, self.asked[index])._outside()
+        for i, r in zip(which.tolist(), region.tolist(), strict=True):
+            found[i] = torch.minimum(found[i], self._inside(self.function, i, r))
+        return found
+
+    def _inside(self, function: RepairedNetwork, ball: int, region: int) -> Tensor:
+        """What one region has of one ball."""
+        one, other = self.asked[torch.tensor([ball])], function.regions
+        lower = torch.maximum(one.box.lower, other.box.lower[region])
+        upper = torch.minimum(one.box.upper, other.box.upper[region])
+        box, patch = Box(lower, upper), other.patch[region : region + 1]
+        return least_rows(function, self.bounder, one, box, patch)[0].nan_to_num(-torch.inf).min()
+
+    def _outside(self) -> Tensor:
+        """As if no region were there: [B]."""
+        function = self.function
+        allocator = function.allocator if isinstance(function, RepairedNetwork) else None
+        if isinstance(allocator, SmoothAllocator) and isinstance(function, RepairedNetwork):
+            box, label = self.asked.box, self.asked.label
+            least = allocator.least(box, label, self._of_network(), function.centres)
+            return least.nan_to_num(-torch.inf, posinf=torch.inf).amin(1)
+        if isinstance(function, RepairedNetwork) and function.allocator.most(function.centres):
+            return torch.full((len(self.asked),), -torch.inf, dtype=torch.float64)
+        return self._of_network().amin(1)
+
+    def _of_network(self) -> Tensor:
+        """Lower bounds of N_label - N_k, [B,K]; infinity for the label itself."""
+        box, label, outputs = self.asked.box, self.asked.label, self.bounder.network.outputs
+        eye = torch.eye(outputs, dtype=box.lower.dtype)
+        C = eye[label][:, None] - eye[None]
+        rows = self.bounder.base(box, C, C.new_zeros(C.shape[:2]), rigorous=True)
+        own = torch.arange(outputs)[None] == label[:, None]
+        least = rows.minimum_rigorous(box).nan_to_num(-torch.inf)
+        return least.masked_fill(own, torch.inf)
+
+
+def _within(inner: Box, outer: Box) -> Tensor:
+    """Whether boxes lie in others, pair by pair: bool [B]."""
+    low, high = inner.lower >= outer.lower, inner.upper <= outer.upper
+    return (low & high).flatten(1).all(1)

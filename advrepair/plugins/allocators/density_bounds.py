@@ -1,0 +1,144 @@
+"""How low the kernel allocator's difference of two classes can fall on a box: rigorous."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from advrepair.core.box import Box
+from advrepair.core.rounding import gamma
+from advrepair.plugins.allocators.density import Density, Fitted
+
+_AT_ONCE = 64  # boxes
+_NEAR = 15.0  # points whose share may be within exp(-15) of the largest are bounded closely
+_UNIT = 2.0**-24  # of float32: what is deployed in float64 errs less
+_LIBRARY = 8  # units in the last place that exp and log may be wrong by
+_DEEPEST = 104.0  # exp of less is 0 in float32
+
+
+def least_difference(
+    trust: float, box: Box, label: Tensor, margins: Tensor, fitted: Fitted
+) -> Tensor:
+    """Lower bounds of F_label - F_k, [B,K]; infinity for the label itself.
+
+    box: B boxes. label: [B]. margins: lower bounds of N_label - N_k, [B,K].
+    Sound: F is the sum of two terms, and each is bounded by itself. What the deployed arithmetic
+    may err in either is subtracted: see :func:`_error`.
+    """
+    density = Density.of(fitted, torch.float64)
+    own = _one_hot(label, margins.shape[1])
+    first = least_probabilities(trust, margins.masked_fill(own, torch.inf))
+    parts = [
+        _Bounds(density, box[index], label[index]).least()
+        for index in torch.arange(len(box)).split(_AT_ONCE)
+    ]
+    found = first + density.weight * torch.cat(parts) - _error(density, trust)
+    return found.nan_to_num(-torch.inf, posinf=torch.inf).masked_fill(own, torch.inf)
+
+
+def least_probabilities(trust: float, margins: Tensor) -> Tensor:
+    """Lower bounds of log((p_y + trust) / (p_k + trust)), [B,K], p the softmax of N.
+
+    margins: lower bounds m_k of N_y - N_k, [B,K], infinity for the label.
+    Sound: p_y = 1 / (sum over k of exp(N_k - N_y)) is at least P = 1 / (1 + sum exp(-m_k)),
+    and p_k <= 1 - p_y. (p + trust) / (1 - p + trust) grows with p, so P may stand for p_y. If
+    m_k > 0, p_k <= p_y exp(-m_k) too, and (p + trust) / (p exp(-m) + trust) grows with p.
+    """
+    ratio = (-margins).exp()
+    p = (1 / (1 + ratio.sum(1, keepdim=True))).expand_as(margins)
+    worst = ((p + trust) / (1 - p + trust)).log()
+    other = ((p + trust) / (p * ratio + trust)).log()
+    found = torch.where(margins > 0, torch.maximum(worst, other), worst)
+    return found.nan_to_num(-torch.inf) - 1e-12  # rounding of this very computation
+
+
+def _one_hot(label: Tensor, outputs: int) -> Tensor:
+    return torch.arange(outputs)[None] == label[:, None]
+
+
+@frozen(eq=False)
+class _Bounds:
+    """Least differences of log densities on some boxes.
+
+    The scores of points are affine in the ramp r. For any shares p of the label's points,
+    log sum exp of their scores is at least t(r) = sum p_i score_i(r) - sum p_i log p_i (Gibbs'
+    inequality), which is affine too. So log density of class k, less that of the label, is at
+    most log sum over j of exp(max over the box of score_j(r) - t(r)), and the largest value of
+    an affine function on a box is taken in a corner.
+    """
+
+    density: Density
+    box: Box
+    label: Tensor
+
+    def least(self) -> Tensor:
+        """Of every class, [B,K]; 0 for the label itself."""
+        low, high = (self.density.ramp(face.double()) for face in (self.box.lower, self.box.upper))
+        center, radius = (low + high) / 2, (high - low) / 2
+        mean, constant = self._tangent(center)
+        found = [
+            -self._most(w.double(), s, center, radius, mean, constant)
+            for w, s in self.density.blocks()
+        ]
+        return torch.stack(found, 1)
+
+    def _tangent(self, center: Tensor) -> tuple[Tensor, Tensor]:
+        """t(r) = 2 mean.r / temperature + constant: [B,S] and [B]."""
+        mean, constant = torch.zeros_like(center), center.new_zeros(len(center))
+        for k, (stored, s) in enumerate(self.density.blocks()):
+            here = (self.label == k).nonzero()[:, 0]
+            if not len(here):
+                continue
+            w = stored.double()
+            share = self.density.scores(center[here], w, s).softmax(1)
+            mean[here] = share @ w
+            constant[here] = torch.special.entr(share).sum(1) - share @ s / self.density.temperature
+        return mean, constant
+
+    def _most(
+        self, w: Tensor, s: Tensor, center: Tensor, radius: Tensor, mean: Tensor, constant: Tensor
+    ) -> Tensor:
+        """Upper bounds of log sum exp(score - t) over a class, [B]. w: [n,S]. s: [n]."""
+        factor = 2 / self.density.temperature
+        middle = self.density.scores(center, w, s) - factor * (mean * center).sum(1, keepdim=True)
+        middle = middle - constant[:, None]
+        # |w - mean| r is at most ||w - mean|| ||r||: enough for points that hardly count.
+        square = w.square().sum(1) - 2 * mean @ w.T + mean.square().sum(1, keepdim=True)
+        apart = square.clamp(min=0).sqrt() + 1e-4  # far above its rounding
+        most = middle + factor * apart * radius.norm(dim=1, keepdim=True)
+        near = most > middle.amax(1, keepdim=True) - _NEAR
+        for i in range(len(center)):
+            which = near[i].nonzero()[:, 0]
+            spread = (w[which] - mean[i]).abs_() @ radius[i]
+            most[i, which] = torch.minimum(most[i, which], middle[i, which] + factor * spread)
+        total: Tensor = most.logsumexp(1)
+        largest: Tensor = most.abs().amax(1)
+        return total + 1e-9 * (1 + largest)
+
+
+def _error(density: Density, trust: float) -> Tensor:
+    """What the deployed computation of F_label - F_k may be off by: one number, float64.
+
+    Sound for sums in any order, with products rounded or not: a score is a sum of S products of
+    the ramp, in [0,1], and w, so it errs by gamma(S) sum |w| and that of its offset; a log sum
+    errs by as much, by gamma(n) and by what exp and log err. The ramp itself errs by a few
+    units, more where its beginning is far from 0. A probability errs by its sum and by the
+    rounding of its exponent, of which more than _DEEPEST gives 0. exp and log are taken to be
+    right but for _LIBRARY units.
+    """
+    scores, most = 0.0, 0
+    size = density.w.shape[1] + 8 + math.ceil(4 * abs(density.low) * density.scale)
+    for w, s in density.blocks():
+        if len(w):
+            total = float((w.double().abs().sum(1) * 2 + s.abs()).max()) / density.temperature
+            scores, most = max(scores, total), max(most, len(w))
+    classes = len(density.counts)
+    sums = gamma(most + classes + 3 * _LIBRARY + 4, _UNIT)
+    outputs = 6 * _UNIT * (scores + 20)
+    kernel = 2 * density.weight * (gamma(size, _UNIT) * scores + sums + outputs)
+    base = 2 * gamma(int(_DEEPEST) + 2 * _LIBRARY + classes + 8, _UNIT)
+    base += 2 * _LIBRARY * _UNIT * (1 + abs(math.log(trust)))
+    return torch.tensor(kernel + base, dtype=torch.float64)

@@ -1,0 +1,195 @@
+"""Fit the kernel: its points, its temperature, and how much it weighs against N.
+
+Both are chosen on labelled inputs that are no points. At each temperature the weight is the
+largest that keeps the accuracy; of those pairs, the one that stands the most attacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import evolve, frozen
+from torch import Tensor, nn
+
+from advrepair.core.errors import UsageError
+from advrepair.plugins.allocators.density import Density, blur_matrix, remembered, trusted
+from advrepair.plugins.allocators.moved_copies import moved_copies
+from advrepair.plugins.attacks.pgd import Pgd
+
+if TYPE_CHECKING:
+    from advrepair.core.graph import Network
+    from advrepair.core.types import Points
+    from advrepair.plugins.allocators.kernel import Kernel
+
+# Temperatures tried, over the median squared distance to the nearest point.
+_TEMPERATURES = (0.02, 0.05, 0.1, 0.2)
+_WEIGHTS = tuple(10 ** (k / 8 - 2) for k in range(33))  # 0.01 to 100
+_STEPS = 20
+_AT_ONCE = 256
+
+
+class Deployed(nn.Module):
+    """F outside the boxes, while it is being fitted."""
+
+    def __init__(self, network: Network, density: Density, trust: float) -> None:
+        super().__init__()
+        self.network, self.density, self.trust = network, density, trust
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [N,K] of inputs [N,*S]."""
+        logits: Tensor = self.network(x)
+        return trusted(logits, self.trust) + self.density.weight * self.density(x)
+
+
+@frozen
+class _Choice:
+    """A pair and what it does on the held-out inputs, as shares."""
+
+    temperature: float
+    weight: float
+    accuracy: float
+    standing: float
+
+
+def fitted(kernel: Kernel, network: Network, given: Points) -> dict[str, Tensor]:
+    """What the kernel keeps; see :meth:`advrepair.SmoothAllocator.fit`.
+
+    ``validation`` says, of the held-out inputs: N's accuracy, F's, the share that stands the
+    attack, and how many there are.
+    """
+    low, scale = _ends(kernel, given)
+    density = _density(kernel, network, given.x, given.label, low, scale, given.noise)
+    known, chosen = torch.zeros(4, dtype=torch.float64), None
+    if kernel.fits:
+        if not len(given.held):
+            raise UsageError(
+                "allocator 'kernel' is fitted by labelled inputs beside its points: give more "
+                "data, or --set kernel.temperature and kernel.weight"
+            )
+        own = _accuracy(network, given)
+        chosen = _choose(kernel, network, density, given, own)
+        known = torch.tensor([own, chosen.accuracy, chosen.standing, len(given.held)])
+    if given.keep and len(given.held):
+        x, label = (
+            torch.cat([given.x, given.held.center]),
+            torch.cat([given.label, given.held.label]),
+        )
+        density = _density(kernel, network, x, label, low, scale, given.noise)
+    temperature = chosen.temperature if chosen else kernel.temperature
+    weight = chosen.weight if chosen else kernel.weight
+    return {
+        "w": density.w,
+        "s": density.s,
+        "counts": torch.tensor(density.counts),
+        "numbers": torch.tensor([low, scale, temperature, weight], dtype=torch.float64),
+        "validation": known.double(),
+    }
+
+
+def _ends(kernel: Kernel, given: Points) -> tuple[float, float]:
+    """Where the ramp begins, and how steep it is."""
+    least, most = given.clip or (float(given.x.min()), float(given.x.max()))
+    first, last = kernel.ramp or (0.0, 1.0)
+    width = (last - first) * (most - least)
+    if not width > 0:
+        raise UsageError("allocator 'kernel': all points are the same: repair other inputs")
+    return least + first * (most - least), 1 / width
+
+
+def _density(
+    kernel: Kernel,
+    network: Network,
+    x: Tensor,
+    label: Tensor,
+    low: float,
+    scale: float,
+    noise: torch.Generator,
+) -> Density:
+    """The points and their copies, remembered; temperature and weight are 1."""
+    matrix = blur_matrix(network.input_shape, kernel.blur, x.dtype)
+    blank = Density(x, x, (), low, scale, 1.0, 1.0, x.dtype)
+    many, labels = moved_copies(x, label, kernel.copies, noise)
+    w, s, counts = remembered(blank.ramp(many), labels, matrix, network.outputs)
+    if bool((counts == 0).any()):
+        missing = int((counts == 0).nonzero()[0])
+        raise UsageError(
+            f"allocator 'kernel' has no point of class {missing}: raise kernel.points, or --count"
+        )
+    return evolve(blank, w=w, s=s, counts=tuple(counts.tolist()))
+
+
+def _held(given: Points) -> Iterator[tuple[Tensor, Tensor]]:
+    """Held-out inputs and labels, in parts."""
+    for index in torch.arange(len(given.held)).split(_AT_ONCE):
+        yield given.held.center[index], given.held.label[index]
+
+
+def _accuracy(model: nn.Module, given: Points) -> float:
+    right = 0
+    for x, label in _held(given):
+        with torch.no_grad():
+            right += int((model(x).argmax(1) == label).sum())
+    return right / len(given.held)
+
+
+def _choose(
+    kernel: Kernel, network: Network, density: Density, given: Points, own: float
+) -> _Choice:
+    """The pair that stands the most attacks of those that keep the accuracy."""
+    temperatures = [kernel.temperature]
+    if not kernel.temperature:
+        temperatures = _temperatures(kernel, network, density, given)
+    found = []
+    for temperature in temperatures:
+        known = evolve(density, temperature=temperature)
+        weight, accuracy = _weight(kernel, network, known, given, own)
+        model = Deployed(network, evolve(known, weight=weight), kernel.trust)
+        standing = _standing(model, kernel.attacked, given)
+        found.append(_Choice(temperature, weight, accuracy, standing))
+    kept = [each for each in found if each.accuracy >= own - kernel.drawdown]
+    return max(kept or found, key=lambda each: (each.standing, each.accuracy))
+
+
+def _temperatures(kernel: Kernel, network: Network, density: Density, given: Points) -> list[float]:
+    """Those that are tried: shares of the median squared distance to the nearest point."""
+    matrix = blur_matrix(network.input_shape, kernel.blur, given.x.dtype)
+    found = []
+    for x in given.held.center[: 4 * _AT_ONCE].split(_AT_ONCE):
+        r = density.ramp(x)
+        best = [density.scores(r, w.to(r.dtype), s).amax(1) for w, s in density.blocks() if len(w)]
+        phi = r if matrix is None else r @ matrix
+        found.append(phi.square().sum(1) - torch.stack(best).amax(0))
+    scale = float(torch.cat(found).clamp(min=0).median()) or 1.0
+    return [scale * share for share in _TEMPERATURES]
+
+
+def _weight(
+    kernel: Kernel, network: Network, density: Density, given: Points, own: float
+) -> tuple[float, float]:
+    """The largest weight that keeps the accuracy, or the most accurate; and its accuracy."""
+    weights = (kernel.weight,) if kernel.weight else _WEIGHTS
+    right = torch.zeros(len(weights))
+    for x, label in _held(given):
+        with torch.no_grad():
+            base, known = trusted(network(x), kernel.trust), density(x)
+        for i, weight in enumerate(weights):
+            right[i] += ((base + weight * known).argmax(1) == label).sum()
+    accuracy = right.double() / len(given.held)
+    good = (accuracy >= own - kernel.drawdown).nonzero()[:, 0]
+    best = int(good[-1]) if len(good) else int(accuracy.argmax())
+    return weights[best], float(accuracy[best])
+
+
+def _standing(model: nn.Module, attacked: int, given: Points) -> float:
+    """Share of held-out inputs that a descent on F does not break."""
+    asked = given.held[torch.arange(min(attacked, len(given.held)))]
+    broken = 0
+    for index in torch.arange(len(asked)).split(_AT_ONCE):
+        part = asked[index]
+        found = Pgd(steps=_STEPS).perturb(model, part, part.center, given.noise)
+        with torch.no_grad():
+            hit = part.violated(model(part.center)) | part.violated(model(found))
+        broken += int(hit.sum())
+    return 1 - broken / len(asked)
