@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Executor,
         Indicator,
         Refiner,
+        StagedBoundFn,
         Verifier,
     )
     from advrepair.core.network import load_network
@@ -72,6 +73,7 @@ _HOMES = {
         "Executor",
         "Indicator",
         "Refiner",
+        "StagedBoundFn",
         "Verifier",
     ),
     "core.network": ("load_network",),
@@ -118,6 +120,7 @@ __all__ = [
     "Rounding",
     "SoundnessError",
     "SplitPlan",
+    "StagedBoundFn",
     "Status",
     "UnsupportedNetworkError",
     "UsageError",

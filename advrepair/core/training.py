@@ -7,7 +7,8 @@ from attrs import define, frozen
 from torch import Tensor
 
 from advrepair.core import sections
-from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.batches import Batch
+from advrepair.core.bounding import Bounder
 from advrepair.core.constant import constant_patches, proved_patches
 from advrepair.core.interfaces import Refiner
 from advrepair.core.optimisers import OPTIMISERS, Optimiser
