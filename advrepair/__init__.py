@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Indicator,
         Refiner,
         SmoothAllocator,
+        StagedBoundFn,
         Verifier,
     )
     from advrepair.core.network import load_network
@@ -75,6 +76,7 @@ _HOMES = {
         "Indicator",
         "Refiner",
         "SmoothAllocator",
+        "StagedBoundFn",
         "Verifier",
     ),
     "core.network": ("load_network",),
@@ -124,6 +126,7 @@ __all__ = [
     "SmoothAllocator",
     "SoundnessError",
     "SplitPlan",
+    "StagedBoundFn",
     "Status",
     "UnsupportedNetworkError",
     "UsageError",

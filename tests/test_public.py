@@ -60,6 +60,7 @@ ORDER = [
     "torch_export",
     "relu_form",
     "agreement",
+    "batches",
     "bounding",
     "shards",
     "refinement",

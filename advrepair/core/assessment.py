@@ -185,8 +185,8 @@ class Assessor:
 
     def _certified(self, subject: str, bounder: Bounder, asked: PropertySet) -> Share:
         """Unseen inputs whose whole ball is proved to keep their label."""
-        function = self._subjects.get(subject, self.repaired.base)
-        if subject == "constant-bias":
+        function = self._subjects.get(subject) or self.repaired.base
+        if isinstance(function, RepairedNetwork):
             bounder = evolve(bounder, template=function.bank.template)
 
         def unproved(part: PropertySet, noise: torch.Generator) -> Tensor:

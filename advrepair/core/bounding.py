@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from torch import Tensor
 
+from advrepair.core.batches import Batch, Hidden, hidden_layers, patch_rows
 from advrepair.core.box import Box, dot
 from advrepair.core.devices import CPU, moved, on
 from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.graph import Network, size
-from advrepair.core.interfaces import BoundFn, Verifier
+from advrepair.core.interfaces import BoundFn, StagedBoundFn, Verifier
 from advrepair.core.patching import Stack
 from advrepair.core.rounding import Rounding, above, gamma
 from advrepair.core.types import LinearBound
@@ -82,34 +83,6 @@ def padded(index: Tensor, length: int) -> Tensor:
     algebra library than any larger one.
     """
     return torch.cat([index, index[-1:].expand(length - len(index))])
-
-
-Rows = Callable[[Stack, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-
-
-@frozen(eq=False)
-class Batch:
-    """Pieces of several patches side by side, padded to the same number.
-
-    box, rows, C: [q*B,...], patch after patch. group: [q*B,M]. real: bool [q,B]. own:
-    [q*B,M], rigorous lower bounds of the rows, if they are known.
-    """
-
-    box: Box
-    rows: LinearBound
-    C: Tensor
-    group: Tensor
-    real: Tensor
-    own: Tensor | None = None
-
-    def part(self, keep: Tensor) -> Batch:
-        """Only some patches; keep: bool [q]."""
-        if bool(keep.all()):
-            return self
-        flat = keep.repeat_interleave(self.real.shape[1])
-        return Batch(
-            self.box[flat], self.rows[flat], self.C[flat], self.group[flat], self.real[keep]
-        )
 
 
 @define(eq=False)
@@ -186,7 +159,7 @@ class Bounder:
 
     def patched(self, stack: Stack, batch: Batch) -> LinearBound:
         """Rows of P_j on its pieces, [q*B,M,*S], for training (differentiable)."""
-        return self._patch_rows("patch", stack, batch)
+        return self._patch_rows(False, stack, batch)
 
     def margins(self, stack: Stack, batch: Batch) -> Tensor:
         """Lower bounds of every row of N + P_j, [q*B,M]; see :meth:`proofs`."""
@@ -199,7 +172,7 @@ class Bounder:
         """
         stack = {name: t.double() for name, t in stack.items()}
         with torch.no_grad():
-            patch = self._patch_rows("patch rigorous", stack, batch)
+            patch = self._patch_rows(True, stack, batch)
             least = self.least(batch.rows, patch, batch.C, batch.box)
         return least, slopes_of(patch, self.template)
 
@@ -230,28 +203,31 @@ class Bounder:
         ours = gamma(C.shape[2] + 4) * (dot(C.abs(), size) + own.abs())
         return own + dot(C, value) - above(error + ours)
 
-    def _patch_rows(self, kind: str, stack: Mapping[str, Tensor], batch: Batch) -> LinearBound:
-        dtype = next(iter(stack.values())).dtype
-        verifier = self.certifier if "rigorous" in kind else self.verifier
-        function, (q, pieces) = self._functions[kind], batch.real.shape
-        box, C = batch.box.to(dtype), batch.C.to(dtype)
+    def with_hidden(self, stack: Stack, batch: Batch) -> Batch:
+        """The batch with what is known about the patches below their last layers, if anything.
 
-        def rows(
-            params: Stack, lower: Tensor, upper: Tensor, C: Tensor
-        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            bound = function(params, Box(lower, upper), C, C.new_zeros(C.shape[:2]))
-            none = C.new_zeros(())
-            size = none if bound.magnitude is None else bound.magnitude
-            return bound.A, bound.b, size, none if bound.slope is None else bound.slope
+        It holds until weights below the last layer change. Where one verifier trains and
+        proves, the rigorous bounds serve the training, too.
+        """
+        functions = [self._functions[kind] for kind in ("patch", "patch rigorous")]
+        training, proof = functions
+        dtype = self.network.dtype
+        if not self.template.units or not isinstance(training, StagedBoundFn):
+            return batch
+        with torch.no_grad():
+            if not self.one_verifier or not isinstance(proof, StagedBoundFn):
+                found = hidden_layers(training, stack, batch, self.verifier.batchable)
+                return evolve(batch, hidden=Hidden(found, None))
+            double = {name: t.double() for name, t in stack.items()}
+            rigorous = hidden_layers(proof, double, batch, self.certifier.batchable)
+        return evolve(batch, hidden=Hidden({n: t.to(dtype) for n, t in rigorous.items()}, rigorous))
 
-        mapped = torch.func.vmap(rows) if verifier.batchable else _one_by_one(rows)
-        args = [t.unflatten(0, (q, pieces)) for t in (box.lower, box.upper, C)]
-        if q == 1:  # as in base: a batch of one becomes two
-            stack = {name: torch.cat([t, t]) for name, t in stack.items()}
-            args = [torch.cat([t, t]) for t in args]
-        A, b, *more = mapped(dict(stack), *args)
-        known = [t[:q].flatten(0, 1) if t.dim() > 1 else None for t in more]
-        return LinearBound(A[:q].flatten(0, 1), b[:q].flatten(0, 1), *known)
+    def _patch_rows(self, rigorous: bool, stack: Stack, batch: Batch) -> LinearBound:
+        function = self._functions["patch rigorous" if rigorous else "patch"]
+        verifier = self.certifier if rigorous else self.verifier
+        hidden = batch.hidden
+        known = None if hidden is None else hidden.proof if rigorous else hidden.training
+        return patch_rows(function, stack, batch, known, verifier.batchable)
 
 
 def joined(parts: Sequence[LinearBound]) -> LinearBound:
@@ -277,19 +253,3 @@ def slopes_of(bound: LinearBound, network: Network) -> Tensor:
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
     return torch.cat([p for p in parts if p is not None]) if None not in parts else None
-
-
-def _one_by_one(function: Rows) -> Rows:
-    """Like vmap over the leading axis, for verifiers that cannot be mapped."""
-
-    def run(
-        stack: Stack, lower: Tensor, upper: Tensor, C: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        results = [
-            function({name: t[i] for name, t in stack.items()}, lower[i], upper[i], C[i])
-            for i in range(len(lower))
-        ]
-        A, b, magnitude, slope = (torch.stack(parts) for parts in zip(*results, strict=True))
-        return A, b, magnitude, slope
-
-    return run

@@ -11,7 +11,8 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from advrepair.core.attacking import Advance, Problem, counterexamples_left
-from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.batches import Batch
+from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
 from advrepair.core.branching import BranchAndBound
 from advrepair.core.errors import SoundnessError

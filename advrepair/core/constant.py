@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.batches import Batch
+from advrepair.core.bounding import Bounder
 from advrepair.core.patching import Stack, constant_stack
 from advrepair.core.refinement import Worklist
 from advrepair.core.types import group_margin, worst_margin

@@ -69,6 +69,36 @@ class BoundFn(Protocol):
         ...
 
 
+class StagedBoundFn(ABC):
+    """A :class:`BoundFn` that need not begin anew where only the last layer has other weights.
+
+    Optional: the core uses the two stages if what ``prepare`` returned for a patch is one.
+    """
+
+    @abstractmethod
+    def __call__(self, params: Mapping[str, Tensor], box: Box, C: Tensor, d: Tensor) -> LinearBound:
+        """As :class:`BoundFn`."""
+
+    @abstractmethod
+    def hidden(self, params: Mapping[str, Tensor], box: Box) -> Mapping[str, Tensor]:
+        """What :meth:`onward` has to know about the layers below the last: [B,...] each."""
+
+    @abstractmethod
+    def onward(
+        self,
+        params: Mapping[str, Tensor],
+        box: Box,
+        hidden: Mapping[str, Tensor],
+        C: Tensor,
+        d: Tensor,
+    ) -> LinearBound:
+        """The bound of ``__call__``, given what was found for the same boxes and lower layers.
+
+        If it was found with ``rounding`` and this is without, it is rounded to the dtype of
+        params. As pure and as mapped as :class:`BoundFn`.
+        """
+
+
 class Verifier(Component):
     """Bounds margins. The one kind whose answers must be sound.
 

@@ -6,7 +6,8 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from advrepair.core.bounding import Batch, Bounder, joined, slopes_of
+from advrepair.core.batches import Batch
+from advrepair.core.bounding import Bounder, joined, slopes_of
 from advrepair.core.box import Box, concatenated, dot
 from advrepair.core.layout import SplitTree
 from advrepair.core.shards import Shard

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from torch import Tensor
 
 from advrepair.core import sections
-from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.batches import Batch
+from advrepair.core.bounding import Bounder
 from advrepair.core.constant import constant_patches, proved_patches
 from advrepair.core.interfaces import Refiner
 from advrepair.core.optimisers import OPTIMISERS, Optimiser
@@ -43,6 +44,7 @@ class _Open:
     """The patches of a chunk that are not proved yet.
 
     patch: [q]. stack: their weights. aim: [q], the margin asked for. rows: their pieces.
+    alone: so many steps are of the last layers only; until then it is known what lies below.
     """
 
     patch: Tensor
@@ -50,15 +52,22 @@ class _Open:
     optimiser: Optimiser
     aim: Tensor
     rows: Batch
+    alone: int
 
     def keep(self, stay: Tensor) -> None:
         """Only some patches stay; stay: bool [q]."""
         if bool(stay.all()):
             return
         self.patch, self.aim = self.patch[stay], self.aim[stay]
-        self.stack = {name: t[stay] for name, t in self.stack.items()}
+        self.stack = _some(self.stack, stay)
         self.optimiser.keep(stay)
         self.rows = self.rows.part(stay)
+
+    def stepped(self) -> None:
+        """After a step: the last one of the last layers alone ends what is known below them."""
+        self.alone = max(0, self.alone - 1)
+        if not self.alone:
+            self.rows = evolve(self.rows, hidden=None)
 
 
 def train(
@@ -78,16 +87,19 @@ def train(
     if not len(patches):
         return
     result.settled[patches] = True
-    stack = {name: t[patches].clone() for name, t in bank.stack.items()}
+    stack = {name: t[patches] for name, t in bank.stack.items()}
     aim = torch.full((len(patches),), 2 * budget.margin, dtype=bounder.network.dtype)
     optimiser = OPTIMISERS[budget.optimiser](budget.lr)
-    active = _Open(patches, stack, optimiser, aim, worklist.batch(patches, rigorous=False))
+    rows, alone = worklist.batch(patches, rigorous=False), optimiser.alone
+    if alone:
+        rows = bounder.with_hidden(stack, rows)
+    active = _Open(patches, stack, optimiser, aim, rows, alone)
     for turn in range(1, max(1, budget.rounds) + 1):
         _train_round(active, bank, worklist, bounder, budget, result)
         if not len(active.patch):
             return
         if turn < budget.rounds and _refine(active, worklist, bounder, refiner, budget.split):
-            active.rows = worklist.batch(active.patch, rigorous=False)
+            active.rows, active.alone = worklist.batch(active.patch, rigorous=False), 0
     bank.put(active.patch, active.stack)
     if budget.fallback:
         constant, proved = constant_patches(active.patch, worklist, bounder)
@@ -104,7 +116,7 @@ def _train_round(
 ) -> None:
     """Algorithm 2: at most ``epochs`` steps; a patch leaves the moment it is proved."""
     for epoch in range(budget.epochs + 1):
-        leaves = _leaves(active.stack, last_layer(bank.template))
+        leaves = _leaves(active, last_layer(bank.template))
         rows = active.rows
         patch = bounder.patched(leaves, rows)
         margin = _margins(rows, rows.rows + patch)
@@ -118,19 +130,25 @@ def _train_round(
         with torch.no_grad():
             active.stack = active.optimiser.step(active.stack, gradient, loss.detach())
         result.epochs[active.patch] += 1
+        active.stepped()
 
 
-def _leaves(stack: Stack, last: tuple[str, str]) -> Stack:
+def _leaves(active: _Open, last: tuple[str, str]) -> Stack:
     """The weights to differentiate by: under a last layer of zeros no other has a gradient."""
-    begun = bool((stack[last[0]] != 0).any())
-    return {n: t.detach().requires_grad_(begun or n in last) for n, t in stack.items()}
+    free = not active.alone and bool((active.stack[last[0]] != 0).any())
+    return {n: t.detach().requires_grad_(free or n in last) for n, t in active.stack.items()}
+
+
+def _some(stack: Stack, which: Tensor) -> Stack:
+    """The weights of some patches, bool [q]; copied only if not all are meant."""
+    return dict(stack) if bool(which.all()) else {name: t[which] for name, t in stack.items()}
 
 
 def _gradient(loss: Tensor, leaves: Stack, stay: Tensor) -> Stack:
-    """Gradients of the patches that stay, zero where none was asked for."""
+    """Gradients of the patches that stay, of the weights that move."""
     moving = {n: t for n, t in leaves.items() if t.requires_grad}
-    found = dict(zip(moving, torch.autograd.grad(loss, list(moving.values())), strict=True))
-    return {n: (found[n] if n in found else torch.zeros_like(t))[stay] for n, t in leaves.items()}
+    found = torch.autograd.grad(loss, list(moving.values()))
+    return {n: g[stay] for n, g in zip(moving, found, strict=True)}
 
 
 def _margins(rows: Batch, bound: LinearBound) -> Tensor:
@@ -197,10 +215,12 @@ def _leave_proved(
     gone = torch.zeros_like(ready)
     if not bool(ready.any()):
         return gone
-    stack = {name: t[ready] for name, t in active.stack.items()}
+    stack = _some(active.stack, ready)
     for name in last_layer(bank.template):
         stack[name] = stack[name] * factor[ready].view(-1, *[1] * (stack[name].dim() - 1))
     proof = worklist.batch(active.patch[ready], rigorous=True)
+    if (hidden := active.rows.hidden) is not None:
+        proof = evolve(proof, hidden=hidden.part(ready, proof.real.shape[1]))
     margin, slope = bounder.proofs(stack, proof)
     proved = proved_patches(margin, proof.group, proof.real)
     gone[ready] = proved
@@ -208,7 +228,7 @@ def _leave_proved(
     pieces = torch.cat([torch.zeros(0).long(), *worklist.pieces_of(active.patch[gone])])
     worst = worst_margin(margin[theirs], proof.group[theirs])
     result.proofs.append((worklist.node[pieces], worst, slope[theirs]))
-    bank.put(active.patch[gone], {name: t[proved] for name, t in stack.items()})
+    bank.put(active.patch[gone], _some(stack, proved))
     active.aim = torch.where(ready & ~gone, 4 * active.aim + 1e-3, active.aim)
     return gone
 

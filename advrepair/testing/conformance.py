@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from advrepair.core.interfaces import Verifier
-from advrepair.testing import branches, contract, soundness
+from advrepair.testing import branches, contract, soundness, stages
 
 Check = Callable[[Verifier], None]
 
@@ -38,6 +38,7 @@ CHECKS: tuple[Check, ...] = (
     soundness.check_rigorous_in_real_arithmetic,
     soundness.check_rigorous_for_the_deployed_network,
     soundness.check_magnitude_of_rigorous_bounds,
+    stages.check_two_stages_are_one,
     branches.check_branches_hold_on_their_part,
     branches.check_rigorous_branches_hold_when_deployed,
     branches.check_smaller_boxes_have_no_lower_bounds,

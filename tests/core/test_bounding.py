@@ -5,16 +5,17 @@ from typing import ClassVar
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advrepair.core import bounding
-from advrepair.core.bounding import Batch, Bounder, chunks
+from advrepair.core.batches import Batch
+from advrepair.core.bounding import Bounder, chunks
 from advrepair.core.errors import PluginError, UsageError
 from advrepair.core.graph import INPUT, Network, Operation
 from advrepair.core.interfaces import Verifier
-from advrepair.core.patching import patch_template
+from advrepair.core.patching import last_layer, patch_template
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import Box, LinearBound
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
@@ -181,6 +182,52 @@ def test_a_verifier_that_cannot_be_mapped_gives_the_same():
     one, other = mapped.patched(stack, batch), alone.patched(stack, batch)
     assert torch.allclose(one.A, other.A, atol=1e-12)
     assert torch.allclose(one.b, other.b, atol=1e-12)
+
+
+def moved_at_the_end(bounder, stack, seed=5):
+    """The same patches with other last layers."""
+    last, other = last_layer(bounder.template), a_stack(bounder.template, len(stack), seed)
+    return {n: other[n][: len(t)] if n in last else t for n, t in stack.items()}
+
+
+@pytest.mark.parametrize("patches", [1, 3])
+@pytest.mark.parametrize("verifier", [DeepPoly(), DeepPoly(lower_slope="zero"), Unmapped()])
+def test_what_is_known_of_hidden_layers_changes_no_bound(verifier, patches):
+    network = fully_connected(4, (3, 6, 5, 4))
+    bounder = a_bounder(network, hidden=(5, 4), verifier=verifier, level="deployed-float32")
+    batch, *_ = a_batch(bounder, patches, rigorous=True)
+    stack = a_stack(bounder.template, patches)
+    known = bounder.with_hidden(stack, batch)
+    assert known.hidden is not None and batch.hidden is None
+    assert (known.hidden.proof is not None) == bounder.one_verifier
+    stack = moved_at_the_end(bounder, stack)
+    for one, other in zip(bounder.proofs(stack, known), bounder.proofs(stack, batch), strict=True):
+        assert torch.equal(one, other)
+    rows, plain = bounder.patched(stack, known), bounder.patched(stack, batch)
+    assert torch.allclose(rows.A, plain.A, atol=1e-4) and torch.allclose(rows.b, plain.b, atol=1e-4)
+
+
+def test_what_is_known_of_hidden_layers_follows_the_patches_that_stay():
+    network = fully_connected(4, (3, 6, 5, 4))
+    bounder = a_bounder(network, level="deployed-float32")
+    batch, *_ = a_batch(bounder, rigorous=True)
+    stack, keep = a_stack(bounder.template, 3), torch.tensor([True, False, True])
+    part = bounder.with_hidden(stack, batch).part(keep)
+    kept = moved_at_the_end(bounder, {n: t[keep] for n, t in stack.items()})
+    plain = bounder.margins(kept, batch.part(keep))
+    assert torch.equal(bounder.margins(kept, part), plain)
+    first = part.hidden.part(torch.tensor([False, True]), 1)
+    alone = Batch(part.box[2:3], part.rows[2:3], part.C[2:3], part.group[2:3], part.real[1:, :1])
+    last = {n: t[1:] for n, t in kept.items()}
+    found = bounder.margins(last, evolve(alone, hidden=first))
+    assert torch.equal(found, bounder.margins(last, alone))
+
+
+def test_nothing_is_known_of_affine_patches_and_by_other_verifiers():
+    network = fully_connected(4, (3, 6, 5, 4))
+    for bounder in (a_bounder(network, hidden=()), a_bounder(network, verifier=Interval())):
+        batch, *_ = a_batch(bounder)
+        assert bounder.with_hidden(a_stack(bounder.template, 3), batch) is batch
 
 
 def test_gradients_reach_the_patches():

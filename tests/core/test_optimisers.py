@@ -38,6 +38,37 @@ def test_polyak_survives_a_vanished_gradient():
     assert all(torch.equal(after[name], stack[name]) for name in stack)
 
 
+def test_polyak_does_not_turn_back():
+    """What of a step is against the one before is left out; what is not, stays."""
+    stack, first, loss = problem()
+    second = {name: torch.randn_like(t) - first[name] for name, t in first.items()}
+    second = {
+        n: torch.where(torch.arange(3).view(-1, *[1] * (t.dim() - 1)) < 2, t, first[n])
+        for n, t in second.items()
+    }
+    optimiser = Polyak(1.0)
+    between = optimiser.step(stack, first, loss)
+    stay = torch.tensor([True, False, True])
+    optimiser.keep(stay)
+    between, first, second = ({n: t[stay] for n, t in s.items()} for s in (between, first, second))
+    after = optimiser.step(between, second, loss[stay])
+    step = {n: (between[n] - after[n]).flatten(1) for n in after}
+    along = sum((step[n] * first[n].flatten(1)).sum(1) for n in step)
+    assert abs(along[0].item()) < 1e-5 and along[1].item() > 0
+    plain = Polyak(1.0).step(between, second, loss[stay])
+    assert all(torch.equal(after[n][1], plain[n][1]) for n in after)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_what_has_no_gradient_stays(name):
+    stack, gradient, loss = problem()
+    optimiser = OPTIMISERS[name](0.1)
+    last = {"b": gradient["b"]}
+    after = optimiser.step(stack, last, loss)
+    assert after["w"] is stack["w"] and not torch.equal(after["b"], stack["b"])
+    assert not torch.equal(optimiser.step(after, gradient, loss)["w"], stack["w"])
+
+
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_every_patch_steps_alone(name):
     stack, gradient, loss = problem()

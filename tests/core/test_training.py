@@ -10,6 +10,8 @@ from problems import Mixed, Parts, a_network, a_problem, some_data, some_parts, 
 from advrepair.core import sections
 from advrepair.core.attacking import Problem
 from advrepair.core.interfaces import Refiner
+from advrepair.core.optimisers import Polyak
+from advrepair.core.patching import last_layer
 from advrepair.core.solving import are_constant
 from advrepair.core.training import Trained, train
 from advrepair.core.types import LinearBound, SplitPlan
@@ -84,6 +86,33 @@ def test_when_all_is_settled_nothing_is_done():
     parts = some_parts()
     run(parts, settled=range(6))
     assert not any(t.any() for t in parts.repaired.bank.stack.values())
+
+
+@pytest.mark.parametrize("alone", [0, 1, 8])
+def test_hidden_layers_rest_while_the_last_ones_move_alone(alone, monkeypatch):
+    monkeypatch.setattr(Polyak, "alone", alone)
+    parts = some_parts(hidden=(6, 4), problem=a_problem(epsilon=0.3))
+    before = {name: t.clone() for name, t in parts.bank.stack.items()}
+    result = run(parts, rounds=1, fallback=False)
+    assert proved(parts).any() and result.epochs.max() == 10
+    moved = {n: (t != before[n]).flatten(1).any(1) for n, t in parts.bank.stack.items()}
+    for name in set(moved) - set(last_layer(parts.bank.template)):
+        assert torch.equal(moved[name], result.epochs > max(1, alone))
+
+
+@pytest.mark.parametrize("alone", [0, 2, 8])
+def test_the_proofs_that_training_keeps_are_those_of_the_stored_weights(alone, monkeypatch):
+    monkeypatch.setattr(Polyak, "alone", alone)
+    options = {"hidden": (5,), "indicator": Mixed(), "problem": a_problem(count=9, epsilon=0.08)}
+    parts = some_parts(**options)
+    result = run(parts, epochs=3, rounds=6, split=2, refiner=GradientWidth(), fallback=False)
+    margin, found = parts.margins(), 0
+    for nodes, least, _ in result.proofs:
+        for node, each in zip(nodes, least, strict=True):
+            piece = (parts.worklist.node == node).nonzero()[0, 0]
+            assert each.item() == pytest.approx(margin[piece].item(), abs=1e-9)
+            found += 1
+    assert found
 
 
 def test_what_trains_beside_it_changes_no_weight():

@@ -10,7 +10,8 @@ from reference import NAMES, Reference, load
 from torch import Tensor
 
 from advrepair.core import bounding
-from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.batches import Batch
+from advrepair.core.bounding import Bounder
 from advrepair.core.errors import UnsupportedNetworkError
 from advrepair.core.graph import INPUT, Network, Operation
 from advrepair.core.options import describe

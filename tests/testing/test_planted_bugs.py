@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from planted import BUGS, SUBTLE, Textbook, changed
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from advrepair.plugins.verifiers.branch_and_bound import BranchAndBound
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.interval import Interval
 from advrepair.plugins.verifiers.relaxations import SLOPES
+from advrepair.plugins.verifiers.staged import Staged
 from advrepair.testing import CHECKS, Check, conformance
 from advrepair.testing.cases import standard_cases
 from advrepair.testing.contract import (
@@ -75,6 +76,47 @@ def test_a_verifier_that_never_knows_is_not_called_unsound() -> None:
     failed = dict(conformance(Textbook(around=ignorant)))
     assert not any("beat" in name or "numbers" in name for name in failed)
     assert "check_point_box_is_exact" in failed
+
+
+class _Overtaken(Staged):
+    """Takes the size of the last layer from the first stage, where it was another one."""
+
+    def hidden(self, params: Mapping[str, Tensor], box: Box) -> dict[str, Tensor]:
+        known = self(params, box, *_nothing(self.network, box))
+        size = known.b if known.magnitude is None else known.magnitude
+        return {**super().hidden(params, box), "last": size}
+
+    def onward(
+        self,
+        params: Mapping[str, Tensor],
+        box: Box,
+        hidden: Mapping[str, Tensor],
+        C: Tensor,
+        d: Tensor,
+    ) -> LinearBound:
+        bound = super().onward(params, box, hidden, C, d)
+        return bound if bound.magnitude is None else evolve(bound, magnitude=hidden["last"])
+
+
+def _nothing(network: Network, box: Box) -> tuple[Tensor, Tensor]:
+    C = box.lower.new_zeros(len(box), 1, network.outputs)
+    return C, C[:, :, 0]
+
+
+@frozen(eq=False)
+class _Stale(DeepPoly):
+    """DeepPoly with that bug."""
+
+    def prepare(self, network: Network, rounding: Rounding | None = None) -> BoundFn:
+        super().prepare(network, rounding)
+        return _Overtaken(network, self.lower_slope, rounding)
+
+
+def test_what_stages_keep_too_long_is_caught() -> None:
+    reason = "magnitude differs between two stages and one"
+    failed = dict(conformance(_Stale()))
+    assert list(failed) == ["check_two_stages_are_one"]
+    assert reason in failed["check_two_stages_are_one"]
 
 
 @frozen(eq=False)

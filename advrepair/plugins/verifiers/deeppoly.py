@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
@@ -11,12 +10,8 @@ from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.options import option
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from advrepair.core.box import Box
     from advrepair.core.graph import Network
     from advrepair.core.rounding import Rounding
-    from advrepair.core.types import LinearBound
 
 
 @frozen
@@ -43,12 +38,7 @@ class DeepPoly(Verifier):
         Raises UnsupportedNetworkError for an operation without a rule, by node name.
         """
         from advrepair.plugins.verifiers.affine import check_supported
-        from advrepair.plugins.verifiers.propagation import Propagation
+        from advrepair.plugins.verifiers.staged import Staged
 
         check_supported(network, self.name)
-        slope = self.lower_slope
-
-        def bound(params: Mapping[str, Tensor], box: Box, C: Tensor, d: Tensor) -> LinearBound:
-            return Propagation(network, params, box, slope, rounding).rows(C, d)
-
-        return bound
+        return Staged(network, self.lower_slope, rounding)

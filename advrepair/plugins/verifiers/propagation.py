@@ -60,18 +60,18 @@ class Propagation:
         """Bound the input of every ReLU, in order, each with the relaxations before it."""
         for op in self.network.operations:
             if self.rounding:
-                self._measure(op, self.rounding)
+                self.measure(op, self.rounding)
             if op.kind == "relu":
                 self._relax(op)
             else:
                 self._extend_shallow(op)
 
-    def _measure(self, op: Operation, rounding: Rounding) -> None:
+    def measure(self, op: Operation, rounding: Rounding) -> None:
+        """The size and the sum of an operation, from the sizes of its inputs."""
         terms = fan_in(op, self.params)
         inputs = [self.sizes[name] for name in op.inputs]
         total = above(STEPS[op.kind](op, self._absolute(op), inputs))
-        # A pool is summed before it is divided.
-        share = terms if op.kind == "avg_pool2d" else 1
+        share = terms if op.kind == "avg_pool2d" else 1  # summed before it is divided
         total = rounding.overflowing(total * share) / share
         self.sums[op.name] = total
         rate = rounding.relative(terms, terms) if terms else 0.0
