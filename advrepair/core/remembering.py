@@ -62,7 +62,7 @@ def points_of(
     plan: Configuration,
     data: Dataset,
 ) -> Points:
-    """The repaired inputs first, then others in their order; held out are the last of the rest.
+    """The repaired inputs first, then others at random; those held out are others again.
 
     Where nearly all inputs are asked for, those held out are remembered as well, after they
     have served; so the parameters are chosen by inputs that were no points.
@@ -72,6 +72,8 @@ def points_of(
     others = torch.ones(len(data), dtype=torch.bool)
     others[repaired] = False
     rest = others.nonzero()[:, 0]
+    drawn = torch.randperm(len(rest), generator=generator(plan.run.seed, 13))
+    rest = rest[drawn]
     more = max(0, allocator.points - len(repaired))
     if more > len(rest):
         raise UsageError(

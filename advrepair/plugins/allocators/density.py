@@ -1,13 +1,14 @@
 """Log densities of the classes around a query: what the kernel allocator computes.
 
-What is remembered of a point is ``w_j``, the transposed blur of its blurred ramp in float16,
-and ``s_j = |phi_j|^2``. The kernel is defined by these numbers, so nothing is lost by storing
-them so. With ``r`` the ramp of a query, ``-|phi(x) - phi_j|^2`` is ``2 r.w_j - s_j`` but for a
-term that all points share, and that falls out of every difference of outputs.
+The features of an input are ``phi = r @ map``, with r its ramp. Those of the points are stored in
+float16, and the kernel is defined by what is stored, so nothing is lost by storing them so.
+``-|phi - phi_j|^2`` is ``2 phi.phi_j - |phi_j|^2`` but for a term that all points share, and that
+falls out of every difference of outputs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from attrs import frozen
 from torch import Tensor
 
 _AT_ONCE = 256  # queries
+_ROWS = 4096  # points
 _TAPS = 3  # pixels that a blur reaches to each side, at least
 Fitted = Mapping[str, Tensor]
 
@@ -30,11 +32,13 @@ def trusted(logits: Tensor, trust: float) -> Tensor:
 class Density:
     """log sum over the points of a class of exp(-distance^2 / temperature), but for that of all.
 
-    w: [n,S], s: [n], class after class. counts: points of each class. low, scale: of the ramp.
+    map: [S,D]. points: their features, float16 [n,D], class after class. square: |phi_j|^2, [n].
+    counts: points of each class. low, scale: of the ramp.
     """
 
-    w: Tensor
-    s: Tensor
+    map: Tensor
+    points: Tensor
+    square: Tensor
     counts: tuple[int, ...]
     low: float
     scale: float
@@ -47,47 +51,51 @@ class Density:
         """As it was fitted, computing in dtype."""
         low, scale, temperature, weight = fitted["numbers"].tolist()
         counts = tuple(fitted["counts"].tolist())
-        return cls(fitted["w"], fitted["s"], counts, low, scale, temperature, weight, dtype)
+        known = (fitted["map"].to(dtype), fitted["points"], fitted["square"].to(dtype))
+        return cls(*known, counts, low, scale, temperature, weight, dtype)
 
     def ramp(self, x: Tensor) -> Tensor:
         """Where inputs lie between the ends of the ramp: [N,S] in [0,1]; nondecreasing."""
         return ((x.flatten(1) - self.low) * self.scale).clamp(0, 1)
 
+    def features(self, x: Tensor) -> Tensor:
+        """phi of inputs [N,*S]: [N,D]."""
+        return self.ramp(x) @ self.map
+
     def __call__(self, x: Tensor) -> Tensor:
         """Log densities, [N,K], less that of all classes; differentiable once in x [N,*S]."""
-        r = self.ramp(x)
         sums: Callable[[Tensor, Density], Tensor] = _LogSums.apply
-        found = torch.cat([sums(part, self) for part in r.split(_AT_ONCE)])
+        found = torch.cat([sums(part, self) for part in self.features(x).split(_AT_ONCE)])
         return found - found.logsumexp(1, keepdim=True)
 
     def blocks(self) -> list[tuple[Tensor, Tensor]]:
-        """Points of each class: w, as it is stored, and s, in dtype."""
-        s = self.s.to(self.dtype)
-        return list(zip(self.w.split(self.counts), s.split(self.counts), strict=True))
+        """Points of each class, [n,D] in dtype, and their squares, [n]."""
+        parts = zip(self.points.split(self.counts), self.square.split(self.counts), strict=True)
+        return [(points.to(self.dtype), square) for points, square in parts]
 
-    def scores(self, r: Tensor, w: Tensor, s: Tensor) -> Tensor:
-        """``(2 r.w_j - s_j) / temperature``: [N,n]."""
-        return torch.addmm(s, r, w.T, beta=-1 / self.temperature, alpha=2 / self.temperature)
+    def scores(self, phi: Tensor, points: Tensor, square: Tensor) -> Tensor:
+        """``(2 phi.phi_j - |phi_j|^2) / temperature``: [N,n]."""
+        own, other = -1 / self.temperature, 2 / self.temperature
+        return torch.addmm(square, phi, points.T, beta=own, alpha=other)
 
 
 class _LogSums(torch.autograd.Function):
-    """Log sums of the scores of each class, [N,K], of ramps r [N,S].
+    """Log sums of the scores of each class, [N,K], of features phi [N,D].
 
     Backwards it needs the mean point of each class as the query weighs them: found on the way,
     so that the scores of all points are never held.
     """
 
     @staticmethod
-    def forward(ctx: Any, r: Tensor, density: Density) -> Tensor:
+    def forward(ctx: Any, phi: Tensor, density: Density) -> Tensor:
         sums, means = [], []
-        for stored, s in density.blocks():
-            w = stored.to(density.dtype)
-            score = density.scores(r, w, s)
+        for points, square in density.blocks():
+            score = density.scores(phi, points, square)
             total = score.logsumexp(1)
             sums.append(total)
             if ctx.needs_input_grad[0]:
                 share = score.sub_(total[:, None]).exp_()
-                means.append(share @ w)
+                means.append(share @ points)
         if means:
             ctx.save_for_backward(torch.stack(means, 1))
             ctx.factor = 2 / density.temperature
@@ -96,11 +104,33 @@ class _LogSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (means,) = ctx.saved_tensors
-        return torch.einsum("nk,nks->ns", grad, means) * ctx.factor, None
+        return torch.einsum("nk,nkd->nd", grad, means) * ctx.factor, None
+
+
+def feature_map(r: Tensor, shape: tuple[int, ...], blur: float, rank: int) -> Tensor:
+    """The map of ramps r [n,S] to features: a blur, and the directions that tell most, [S,D].
+
+    rank: D; 0 for as many as there are inputs. Directions are the leading eigenvectors of the
+    second moments of what is blurred.
+    """
+    blurred = blur_matrix(shape, blur, r.dtype)
+    whole = torch.eye(r.shape[1], dtype=r.dtype) if blurred is None else blurred
+    if not rank or rank >= r.shape[1]:
+        return whole
+    moment = r.new_zeros(r.shape[1], r.shape[1], dtype=torch.float64)
+    for part in r.split(_ROWS):
+        phi = (part @ whole).double()
+        moment += phi.T @ phi
+    directions = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : min(rank, len(r))]
+    # A direction and its opposite are the same: the sign of the largest entry is taken.
+    largest = directions.abs().argmax(0)
+    signs = directions.gather(0, largest[None]).sign()
+    found: Tensor = whole @ (directions * signs).to(r.dtype)
+    return found
 
 
 def blur_matrix(shape: tuple[int, ...], blur: float, dtype: torch.dtype) -> Tensor | None:
-    """The blur of the last two axes as a matrix [S,S], phi = r @ matrix; None if there is none.
+    """The blur of the last two axes as a matrix [S,S]; None if there is none.
 
     Inputs without two axes of at least two are no images: they are not blurred.
     """
@@ -114,21 +144,6 @@ def blur_matrix(shape: tuple[int, ...], blur: float, dtype: torch.dtype) -> Tens
     window = (line[:, None] * line[None])[None, None]
     each = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
     one = F.conv2d(each, window, padding=taps).flatten(1)
-    channels = 1
-    for n in shape[:-2]:
-        channels *= n
+    channels = math.prod(shape[:-2])
     found: Tensor = torch.block_diag(*[one] * channels)
     return found.to(dtype)
-
-
-def remembered(
-    r: Tensor, label: Tensor, matrix: Tensor | None, outputs: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """w [n,S] float16, s [n] float64 and counts [K], class after class, of ramps r [n,S]."""
-    order = label.argsort(stable=True)
-    w, s = r.new_empty(r.shape, dtype=torch.float16), r.new_empty(len(r), dtype=torch.float64)
-    for part in torch.arange(len(r)).split(4096):
-        phi = r[order[part]] if matrix is None else r[order[part]] @ matrix
-        w[part] = (phi if matrix is None else phi @ matrix.T).half()
-        s[part] = phi.double().square().sum(1)
-    return w, s, torch.bincount(label, minlength=outputs)

@@ -35,7 +35,8 @@ def least_difference(
         _Bounds(density, box[index], label[index]).least()
         for index in torch.arange(len(box)).split(_AT_ONCE)
     ]
-    found = first + density.weight * torch.cat(parts) - _error(density, trust)
+    error = _error(density, box, trust)[:, None]
+    found = first + density.weight * torch.cat(parts) - error
     return found.nan_to_num(-torch.inf, posinf=torch.inf).masked_fill(own, torch.inf)
 
 
@@ -63,10 +64,10 @@ def _one_hot(label: Tensor, outputs: int) -> Tensor:
 class _Bounds:
     """Least differences of log densities on some boxes.
 
-    The scores of points are affine in the ramp r. For any shares p of the label's points,
-    log sum exp of their scores is at least t(r) = sum p_i score_i(r) - sum p_i log p_i (Gibbs'
+    The scores of points are affine in the ramp. For any shares p of the label's points,
+    log sum exp of their scores is at least t = sum p_i score_i - sum p_i log p_i (Gibbs'
     inequality), which is affine too. So log density of class k, less that of the label, is at
-    most log sum over j of exp(max over the box of score_j(r) - t(r)), and the largest value of
+    most log sum over j of exp(max over the box of score_j - t), and the largest value of
     an affine function on a box is taken in a corner.
     """
 
@@ -77,68 +78,74 @@ class _Bounds:
     def least(self) -> Tensor:
         """Of every class, [B,K]; 0 for the label itself."""
         low, high = (self.density.ramp(face.double()) for face in (self.box.lower, self.box.upper))
-        center, radius = (low + high) / 2, (high - low) / 2
-        mean, constant = self._tangent(center)
-        found = [
-            -self._most(w.double(), s, center, radius, mean, constant)
-            for w, s in self.density.blocks()
-        ]
+        middle, radius = (low + high) / 2 @ self.density.map, (high - low) / 2
+        mean, constant = self._tangent(middle)
+        blocks = self.density.blocks()
+        found = [-self._most(*block, middle, radius, mean, constant) for block in blocks]
         return torch.stack(found, 1)
 
-    def _tangent(self, center: Tensor) -> tuple[Tensor, Tensor]:
-        """t(r) = 2 mean.r / temperature + constant: [B,S] and [B]."""
-        mean, constant = torch.zeros_like(center), center.new_zeros(len(center))
-        for k, (stored, s) in enumerate(self.density.blocks()):
+    def _tangent(self, middle: Tensor) -> tuple[Tensor, Tensor]:
+        """t = 2 mean.phi / temperature + constant: [B,D] and [B]. middle: phi of centres."""
+        mean, constant = torch.zeros_like(middle), middle.new_zeros(len(middle))
+        for k, (points, square) in enumerate(self.density.blocks()):
             here = (self.label == k).nonzero()[:, 0]
-            if not len(here):
-                continue
-            w = stored.double()
-            share = self.density.scores(center[here], w, s).softmax(1)
-            mean[here] = share @ w
-            constant[here] = torch.special.entr(share).sum(1) - share @ s / self.density.temperature
+            if len(here):
+                share = self.density.scores(middle[here], points, square).softmax(1)
+                mean[here] = share @ points
+                own = share @ square / self.density.temperature
+                constant[here] = torch.special.entr(share).sum(1) - own
         return mean, constant
 
     def _most(
-        self, w: Tensor, s: Tensor, center: Tensor, radius: Tensor, mean: Tensor, constant: Tensor
+        self,
+        points: Tensor,
+        square: Tensor,
+        middle: Tensor,
+        radius: Tensor,
+        mean: Tensor,
+        constant: Tensor,
     ) -> Tensor:
-        """Upper bounds of log sum exp(score - t) over a class, [B]. w: [n,S]. s: [n]."""
-        factor = 2 / self.density.temperature
-        middle = self.density.scores(center, w, s) - factor * (mean * center).sum(1, keepdim=True)
-        middle = middle - constant[:, None]
-        # |w - mean| r is at most ||w - mean|| ||r||: enough for points that hardly count.
-        square = w.square().sum(1) - 2 * mean @ w.T + mean.square().sum(1, keepdim=True)
-        apart = square.clamp(min=0).sqrt() + 1e-4  # far above its rounding
-        most = middle + factor * apart * radius.norm(dim=1, keepdim=True)
-        near = most > middle.amax(1, keepdim=True) - _NEAR
-        for i in range(len(center)):
+        """Upper bounds of log sum exp(score - t) over a class, [B]. points: [n,D]."""
+        factor, to_features = 2 / self.density.temperature, self.density.map
+        inside = self.density.scores(middle, points, square)
+        inside = inside - (factor * (mean * middle).sum(1) + constant)[:, None]
+        # The gradient of a score less t is map (phi_j - mean), and no longer than the norms say:
+        # enough for points that hardly count.
+        norm = torch.linalg.matrix_norm(to_features, 2) * (1 + 1e-9)
+        apart = points.square().sum(1) - 2 * mean @ points.T + mean.square().sum(1, keepdim=True)
+        reach = norm * radius.norm(dim=1, keepdim=True)
+        most = inside + factor * (apart.clamp(min=0).sqrt() + 1e-4) * reach
+        near = most > inside.amax(1, keepdim=True) - _NEAR
+        for i in range(len(middle)):
             which = near[i].nonzero()[:, 0]
-            spread = (w[which] - mean[i]).abs_() @ radius[i]
-            most[i, which] = torch.minimum(most[i, which], middle[i, which] + factor * spread)
-        total: Tensor = most.logsumexp(1)
-        largest: Tensor = most.abs().amax(1)
-        return total + 1e-9 * (1 + largest)
+            gradient = (points[which] - mean[i]) @ to_features.T
+            spread = gradient.abs_() @ radius[i]
+            most[i, which] = torch.minimum(most[i, which], inside[i, which] + factor * spread)
+        total, largest = most.logsumexp(1), most.abs().amax(1)
+        slack: Tensor = 1e-9 * (1 + largest)  # rounding of this very computation
+        return total + slack
 
 
-def _error(density: Density, trust: float) -> Tensor:
-    """What the deployed computation of F_label - F_k may be off by: one number, float64.
+def _error(density: Density, box: Box, trust: float) -> Tensor:
+    """What the deployed computation of F_label - F_k may be off by on each box: [B], float64.
 
-    Sound for sums in any order, with products rounded or not: a score is a sum of S products of
-    the ramp, in [0,1], and w, so it errs by gamma(S) sum |w| and that of its offset; a log sum
-    errs by as much, by gamma(n) and by what exp and log err. The ramp itself errs by a few
-    units, more where its beginning is far from 0. A probability errs by its sum and by the
+    Sound for sums in any order, with products rounded or not. Features are sums of S products
+    of the ramp and the map, scores of D products of features and points: with all of them taken
+    absolutely they err by gamma(S + D) of what the scores then are, and the offset by its own. A
+    log sum errs by as much, by gamma(n) and by what exp and log err. The ramp itself errs by a
+    few units, more where its beginning is far from 0. A probability errs by its sum and by the
     rounding of its exponent, of which more than _DEEPEST gives 0. exp and log are taken to be
     right but for _LIBRARY units.
     """
-    scores, most = 0.0, 0
-    size = density.w.shape[1] + 8 + math.ceil(4 * abs(density.low) * density.scale)
-    for w, s in density.blocks():
-        if len(w):
-            total = float((w.double().abs().sum(1) * 2 + s.abs()).max()) / density.temperature
-            scores, most = max(scores, total), max(most, len(w))
+    inputs, directions = density.map.shape
+    terms = inputs + directions + 16 + math.ceil(4 * abs(density.low) * density.scale)
+    features = density.ramp(box.upper.double()) @ density.map.abs()
+    most = torch.stack([points.abs().amax(0) for points, _ in density.blocks()]).amax(0)
+    scores = (2 * features @ most + density.square.max()) / density.temperature
     classes = len(density.counts)
-    sums = gamma(most + classes + 3 * _LIBRARY + 4, _UNIT)
-    outputs = 6 * _UNIT * (scores + 20)
-    kernel = 2 * density.weight * (gamma(size, _UNIT) * scores + sums + outputs)
+    sums = gamma(max(density.counts) + classes + 3 * _LIBRARY + 4, _UNIT)
+    kernel = 2 * density.weight * (gamma(terms, _UNIT) * scores + sums + 6 * _UNIT * (scores + 20))
     base = 2 * gamma(int(_DEEPEST) + 2 * _LIBRARY + classes + 8, _UNIT)
     base += 2 * _LIBRARY * _UNIT * (1 + abs(math.log(trust)))
-    return torch.tensor(kernel + base, dtype=torch.float64)
+    found: Tensor = kernel + base
+    return found

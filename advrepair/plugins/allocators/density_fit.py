@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from advrepair.core.errors import UsageError
-from advrepair.plugins.allocators.density import Density, blur_matrix, remembered, trusted
+from advrepair.plugins.allocators.density import Density, feature_map, trusted
 from advrepair.plugins.allocators.moved_copies import moved_copies
 from advrepair.plugins.attacks.pgd import Pgd
 
@@ -28,6 +28,7 @@ _TEMPERATURES = (0.02, 0.05, 0.1, 0.2)
 _WEIGHTS = tuple(10 ** (k / 8 - 2) for k in range(33))  # 0.01 to 100
 _STEPS = 20
 _AT_ONCE = 256
+_ROWS = 4096
 
 
 class Deployed(nn.Module):
@@ -60,7 +61,7 @@ def fitted(kernel: Kernel, network: Network, given: Points) -> dict[str, Tensor]
     attack, and how many there are.
     """
     low, scale = _ends(kernel, given)
-    density = _density(kernel, network, given.x, given.label, low, scale, given.noise)
+    density = _density(kernel, network, given.x, given.label, (low, scale), given.noise)
     known, chosen = torch.zeros(4, dtype=torch.float64), None
     if kernel.fits:
         if not len(given.held):
@@ -76,12 +77,13 @@ def fitted(kernel: Kernel, network: Network, given: Points) -> dict[str, Tensor]
             torch.cat([given.x, given.held.center]),
             torch.cat([given.label, given.held.label]),
         )
-        density = _density(kernel, network, x, label, low, scale, given.noise)
+        density = _density(kernel, network, x, label, (low, scale), given.noise)
     temperature = chosen.temperature if chosen else kernel.temperature
     weight = chosen.weight if chosen else kernel.weight
     return {
-        "w": density.w,
-        "s": density.s,
+        "map": density.map,
+        "points": density.points,
+        "square": density.square,
         "counts": torch.tensor(density.counts),
         "numbers": torch.tensor([low, scale, temperature, weight], dtype=torch.float64),
         "validation": known.double(),
@@ -103,21 +105,23 @@ def _density(
     network: Network,
     x: Tensor,
     label: Tensor,
-    low: float,
-    scale: float,
+    ends: tuple[float, float],
     noise: torch.Generator,
 ) -> Density:
     """The points and their copies, remembered; temperature and weight are 1."""
-    matrix = blur_matrix(network.input_shape, kernel.blur, x.dtype)
-    blank = Density(x, x, (), low, scale, 1.0, 1.0, x.dtype)
     many, labels = moved_copies(x, label, kernel.copies, noise)
-    w, s, counts = remembered(blank.ramp(many), labels, matrix, network.outputs)
+    counts = torch.bincount(labels, minlength=network.outputs)
     if bool((counts == 0).any()):
         missing = int((counts == 0).nonzero()[0])
         raise UsageError(
             f"allocator 'kernel' has no point of class {missing}: raise kernel.points, or --count"
         )
-    return evolve(blank, w=w, s=s, counts=tuple(counts.tolist()))
+    blank = Density(x, x, x, tuple(counts.tolist()), *ends, 1.0, 1.0, x.dtype)
+    r = blank.ramp(many[labels.argsort(stable=True)])
+    to_features = feature_map(r, network.input_shape, kernel.blur, kernel.rank)
+    points = torch.cat([(part @ to_features).half() for part in r.split(_ROWS)])
+    square = torch.cat([part.double().square().sum(1) for part in points.split(_ROWS)])
+    return evolve(blank, map=to_features, points=points, square=square.to(x.dtype))
 
 
 def _held(given: Points) -> Iterator[tuple[Tensor, Tensor]]:
@@ -140,7 +144,7 @@ def _choose(
     """The pair that stands the most attacks of those that keep the accuracy."""
     temperatures = [kernel.temperature]
     if not kernel.temperature:
-        temperatures = _temperatures(kernel, network, density, given)
+        temperatures = _temperatures(density, given)
     found = []
     for temperature in temperatures:
         known = evolve(density, temperature=temperature)
@@ -152,14 +156,12 @@ def _choose(
     return max(kept or found, key=lambda each: (each.standing, each.accuracy))
 
 
-def _temperatures(kernel: Kernel, network: Network, density: Density, given: Points) -> list[float]:
+def _temperatures(density: Density, given: Points) -> list[float]:
     """Those that are tried: shares of the median squared distance to the nearest point."""
-    matrix = blur_matrix(network.input_shape, kernel.blur, given.x.dtype)
     found = []
     for x in given.held.center[: 4 * _AT_ONCE].split(_AT_ONCE):
-        r = density.ramp(x)
-        best = [density.scores(r, w.to(r.dtype), s).amax(1) for w, s in density.blocks() if len(w)]
-        phi = r if matrix is None else r @ matrix
+        phi = density.features(x)
+        best = [density.scores(phi, *block).amax(1) for block in density.blocks()]
         found.append(phi.square().sum(1) - torch.stack(best).amax(0))
     scale = float(torch.cat(found).clamp(min=0).median()) or 1.0
     return [scale * share for share in _TEMPERATURES]

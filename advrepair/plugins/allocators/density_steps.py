@@ -20,11 +20,12 @@ def write_outputs(
     shifted = to.call("Sub", to.call("Flatten", x, axis=1), number(density.low))
     r = to.call("Mul", shifted, number(density.scale))
     r = to.call("Min", to.call("Max", r, number(0.0)), number(1.0))
-    sums = []
-    for w, s in density.blocks():
-        points = to.call("Cast", to.constant(w.T.contiguous()), to=dtype)
-        product = to.call("Mul", to.call("MatMul", r, points), number(2 / density.temperature))
-        offset = to.constant(s[None] / density.temperature)
+    phi, sums = to.call("MatMul", r, to.constant(density.map)), []
+    stored = zip(density.points.split(density.counts), density.blocks(), strict=True)
+    for half, (_, square) in stored:
+        points = to.call("Cast", to.constant(half.T.contiguous()), to=dtype)
+        product = to.call("Mul", to.call("MatMul", phi, points), number(2 / density.temperature))
+        offset = to.constant(square[None] / density.temperature)
         sums.append(_log_sum(to, to.call("Sub", product, offset)))
     sums_of_all = to.call("Concat", *sums, axis=1)
     known = to.call("Sub", sums_of_all, _log_sum(to, sums_of_all))
