@@ -64,8 +64,12 @@ class Density:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Log densities, [N,K], less that of all classes; differentiable once in x [N,*S]."""
+        return self.of_features(self.features(x))
+
+    def of_features(self, phi: Tensor) -> Tensor:
+        """The same, of features [N,D]."""
         sums: Callable[[Tensor, Density], Tensor] = _LogSums.apply
-        found = torch.cat([sums(part, self) for part in self.features(x).split(_AT_ONCE)])
+        found = torch.cat([sums(part, self) for part in phi.split(_AT_ONCE)])
         return found - found.logsumexp(1, keepdim=True)
 
     def blocks(self) -> list[tuple[Tensor, Tensor]]:

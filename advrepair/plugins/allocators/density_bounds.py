@@ -111,7 +111,7 @@ class _Bounds:
         inside = inside - (factor * (mean * middle).sum(1) + constant)[:, None]
         # The gradient of a score less t is map (phi_j - mean), and no longer than the norms say:
         # enough for points that hardly count.
-        norm = torch.linalg.matrix_norm(to_features, 2) * (1 + 1e-9)
+        norm: Tensor = torch.linalg.matrix_norm(to_features, 2) * (1 + 1e-9)
         apart = points.square().sum(1) - 2 * mean @ points.T + mean.square().sum(1, keepdim=True)
         reach = norm * radius.norm(dim=1, keepdim=True)
         most = inside + factor * (apart.clamp(min=0).sqrt() + 1e-4) * reach
@@ -122,8 +122,8 @@ class _Bounds:
             spread = gradient.abs_() @ radius[i]
             most[i, which] = torch.minimum(most[i, which], inside[i, which] + factor * spread)
         total, largest = most.logsumexp(1), most.abs().amax(1)
-        slack: Tensor = 1e-9 * (1 + largest)  # rounding of this very computation
-        return total + slack
+        found: Tensor = total + 1e-9 * (1 + largest)  # rounding of this very computation
+        return found
 
 
 def _error(density: Density, box: Box, trust: float) -> Tensor:
