@@ -8,6 +8,8 @@ from advrepair.core.rounding import UNIT64
 
 SLOPES = ("area", "zero", "one", "same")
 STEPS_OF_SLOPE = 255
+# More than underflow loses; products with numbers as small as that are slow, so it is larger.
+_LOST = 2.0**-900
 
 
 @frozen(eq=False)
@@ -40,7 +42,7 @@ def relu(lower: Tensor, upper: Tensor, slope: str | Tensor, rigorous: bool) -> R
     if rigorous:
         # Through an active or a dead unit nothing is rounded: its slope is 1 or 0.
         reach = torch.maximum(-low, high) * (1 - torch.maximum(active, dead))
-        offset = offset + 8 * UNIT64 * reach + tiny
+        offset = offset + 8 * UNIT64 * reach + _LOST
     if isinstance(slope, Tensor):
         below = torch.where(active + dead > 0, active, slope)
     elif slope == "area":
