@@ -20,7 +20,7 @@ from advrepair.core.rounding import Rounding, above, gamma
 from advrepair.core.types import LinearBound
 
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
-_FEW = 4  # boxes at least, unless they are large: one at a time is slow for other reasons
+_FEW = 8  # boxes at least, unless they are large: one at a time is slow for other reasons
 _LARGE_BYTES = 2**30
 # What all boxes share is worked out once a chunk, so many boxes are better, if they are not wide.
 _MANY = 512
@@ -62,7 +62,8 @@ def chunks(count: int, each: int, memory: int) -> list[Tensor]:
     shared = min(_MANY, _WIDE_BYTES // each)
     most = max(1, _CACHE_BYTES // each, shared, min(_FEW, _LARGE_BYTES // each))
     most = fitting(min(most, max(1, count)), each, memory)
-    parts = max(1, -(-count // most))  # of one size, so that filling up the last costs little
+    # Of one size, so that filling up the last costs little: of a few boxes rather more.
+    parts = max(1, count // most if most <= _FEW else -(-count // most))
     return list(torch.arange(count).split(max(1, -(-count // parts))))
 
 

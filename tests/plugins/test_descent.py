@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
 from advrepair.core.rounding import UNIT64, Rounding, gamma
-from advrepair.plugins.verifiers import descent, transposed
+from advrepair.plugins.verifiers import descent, transposed, windows
 from advrepair.plugins.verifiers.affine import PULL
 from advrepair.plugins.verifiers.counts import Count, Counts, Lines
 from advrepair.plugins.verifiers.propagation import Propagation
@@ -116,20 +116,26 @@ def test_blocks_find_what_steps_find(
         require_equal(case, rounding, slope)
 
 
+@pytest.mark.parametrize("tile", [8, 64])
 @pytest.mark.parametrize("block", [1, 4000, 2**20])
 @pytest.mark.parametrize("build", [images, residual_before, left_out])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_images_in_blocks(build, block: int, rounding: Rounding | None, monkeypatch) -> None:
+def test_images_in_blocks(
+    build, block: int, tile: int, rounding: Rounding | None, monkeypatch
+) -> None:
     monkeypatch.setattr(descent, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(descent, "_TILE", tile)
     kinds = ("small", "tiny", "unequal", "point")
     whole = [require_equal(make_case("", build(i), kinds, 2, i), rounding) for i in range(4)]
     assert any(whole)
 
 
+@pytest.mark.parametrize("tile", [8, 64])
 @pytest.mark.parametrize("block", [1, 4000, 2**20])
 @pytest.mark.parametrize("build", [images, residual_before, left_out])
-def test_no_input_of_a_relu_leaves_its_interval(build, block: int, monkeypatch) -> None:
+def test_no_input_of_a_relu_leaves_its_interval(build, block: int, tile: int, monkeypatch) -> None:
     monkeypatch.setattr(descent, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(descent, "_TILE", tile)
     case = make_case("images", build(5), KINDS, 2, 5)
     made = state(case, Rounding("deployed-float32"))
     share = torch.rand(len(case.box), 50, *case.box.input_shape, dtype=torch.float64).round()
@@ -202,9 +208,9 @@ def test_what_is_taken_along_at_a_relu_covers_its_own_rounding(
     case: Case, tiny: int, merged: bool
 ) -> None:
     made = state(case, Rounding(), "same")
-    if made._descent is None:
+    if made._asking is None:
         return
-    counts = made._descent.counts
+    counts = made._asking.descent.counts
     for op in case.network.operations:
         if op.kind != "relu":
             continue
@@ -217,8 +223,8 @@ def test_what_is_taken_along_at_a_relu_covers_its_own_rounding(
             counts._counts[op.inputs[0]] = Count(constant, error)
             counts._lines.clear()
         lines = counts.through(op, merged)
-        offset = transposed.flat(made.relaxed[op.name].offset, shape)
-        met = 2 * UNIT64 * transposed.flat(made.sizes[op.name], shape) if merged else 0 * offset
+        offset = windows.flat(made.relaxed[op.name].offset, shape)
+        met = 2 * UNIT64 * windows.flat(made.sizes[op.name], shape) if merged else 0 * offset
         own = gamma(size(shape)) * offset
         parts = (lines.lower, lines.positive, 1, 0 * own), (lines.upper, lines.negative, -1, own)
         for slope, taken, sign, more in parts:
@@ -234,19 +240,21 @@ def test_what_is_taken_along_at_a_relu_covers_its_own_rounding(
                 assert Fraction(lost) >= owed + Fraction(least) * (1 - Fraction(UNIT64) * 8)
 
 
-def test_a_band_ends_where_an_operation_needs_every_line() -> None:
+def test_a_window_ends_where_an_operation_needs_all() -> None:
     network = left_out(1)
     shapes = {INPUT: network.input_shape} | {op.name: op.shape for op in network.operations}
-    found = transposed.bands_below(network.operations[:4], network.tensors, shapes, (2, 3))
+    tile = (2, 3, 1, 2)
+    found = windows.windows_below(network.operations[:4], network.tensors, shapes, tile)
     pool, conv = network.operations[2:4]
-    assert found[conv.name] == (2, 3) and found[pool.name] == (0, shapes[pool.name][1])
+    assert found[conv.name] == tile and found[pool.name] == windows.whole(shapes[pool.name])
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=seeds, block=st.sampled_from((1, 3000, 2**20)))
-def test_a_box_has_the_same_bits_in_any_company(seed: int, block: int) -> None:
+@given(seed=seeds, block=st.sampled_from((1, 3000, 2**20)), tile=st.sampled_from((8, 64)))
+def test_a_box_has_the_same_bits_in_any_company(seed: int, block: int, tile: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(descent, "_BLOCK_BYTES", block)
+        patch.setattr(descent, "_TILE", tile)
         case = make_case("images", images(seed), KINDS * 2, 2, seed)
         order = torch.randperm(len(case.box), generator=torch.Generator().manual_seed(seed))
         pairs = [
@@ -286,44 +294,87 @@ def convolution(draw: st.DrawFn) -> tuple[Operation, dict[str, Tensor], tuple[in
 @given(data=st.data())
 def test_a_convolution_backwards_is_the_transposed_one(data: st.DataObject) -> None:
     op, tensors, shape = convolution(data.draw)
-    lines, dtype = op.shape[1], tensors["w"].dtype
-    band = tuple(sorted((data.draw(st.integers(0, lines - 1)), data.draw(st.integers(1, lines)))))
-    band = (band[0], max(band[1], band[0] + 1))
-    want = transposed.bands_below([op], tensors, {INPUT: shape, op.name: op.shape}, band)[INPUT]
-    wider = (data.draw(st.integers(0, want[0])), data.draw(st.integers(want[1], shape[1])))
+    window, shapes = a_window(data.draw, op.shape), {INPUT: shape, op.name: op.shape}
+    want = windows.windows_below([op], tensors, shapes, window)[INPUT]
+    wider = wider_window(data.draw, want, shape)
+    dtype = tensors["w"].dtype
     A = torch.randn(2, 3, *op.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
-    inside = torch.zeros(lines, 1, dtype=dtype)
-    inside[band[0] : band[1]] = 1
+    inside = torch.zeros(op.shape[1:], dtype=dtype)
+    inside[window[0] : window[1], window[2] : window[3]] = 1
     A = A * inside
-    strips = [w for w in range(1, op.shape[2] + 1) if op.shape[2] % w == 0]
     with pytest.MonkeyPatch.context() as patch:
-        chosen = data.draw(st.sampled_from(strips))
-        patch.setattr(transposed, "_strip", lambda *given: chosen)
+        chosen = data.draw(st.integers(1, op.shape[2]))
+        patch.setattr(transposed, "_strip", lambda *given: min(chosen, given[3]))
+        patch.setattr(transposed, "_WIDE", data.draw(st.sampled_from((0, 10**9))))
         pull = transposed.transposed(op, tensors, shape)
         if set(op.settings["dilation"]) == {1} and data.draw(st.booleans()):
             pull = transposed._skipping(op, tensors["w"], shape)
-    flat = transposed.flat(A.flatten(0, 1), op.shape).unflatten(0, (2, 3))
-    found = pull(transposed.cut(flat, op.shape, band), band, wider)
-    found = transposed.grown(found, shape, wider, (0, shape[1]))
+        flat = windows.flat(A.flatten(0, 1), op.shape).unflatten(0, (2, 3))
+        found = pull(windows.cut(flat, op.shape, window), window, wider)
+    found = windows.grown(found, shape, wider, windows.whole(shape))
     expected = PULL["conv2d"](op, tensors, A, shape)[0]
-    have = transposed.unflat(found.flatten(0, 1), shape).unflatten(0, (2, 3))
+    have = windows.unflat(found.flatten(0, 1), shape).unflatten(0, (2, 3))
     torch.testing.assert_close(have, expected, rtol=1e-4, atol=1e-5 if dtype.itemsize == 4 else 0)
+
+
+def a_window(draw: st.DrawFn, shape: tuple[int, ...]) -> windows.Window:
+    """Any window of an image."""
+    top, left = (draw(st.integers(0, length - 1)) for length in shape[1:])
+    bottom, right = (
+        draw(st.integers(first + 1, length))
+        for first, length in zip((top, left), shape[1:], strict=True)
+    )
+    return top, bottom, left, right
+
+
+def wider_window(draw: st.DrawFn, window: windows.Window, shape: tuple[int, ...]) -> windows.Window:
+    """Any window that contains one."""
+    top, bottom, left, right = window
+    return (
+        draw(st.integers(0, top)),
+        draw(st.integers(bottom, shape[1])),
+        draw(st.integers(0, left)),
+        draw(st.integers(right, shape[2])),
+    )
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 90))
+def test_tiles_cover_an_image_once(channels: int, height: int, width: int, units: int) -> None:
+    shape = (channels, height, width)
+    value = torch.zeros(1, size(shape))
+    for tile in windows.tiles(shape, units):
+        assert windows.numbers(shape, tile) <= max(units, channels) * 2
+        windows.seen(value, shape, tile).add_(1)
+    assert bool((value == 1).all())
+
+
+def test_what_meets_little_falls_into_tiles(monkeypatch) -> None:
+    monkeypatch.setattr(descent, "_TILE", 8)
+    case = make_case("images", images(2), KINDS, 2, 2)
+    made = state(case, None)
+    assert made._asking is not None
+    found = {
+        op.kind: len(made._asking.descent.tiles(i))
+        for i, op in enumerate(case.network.operations)
+        if op.kind in ("add", "linear")
+    }
+    assert found["add"] > 1 and found["linear"] == 1
 
 
 def test_units_that_are_left_out_decide_nothing(monkeypatch) -> None:
     monkeypatch.setattr(descent, "_BLOCK_BYTES", 3000)
     case = make_case("images", images(2), KINDS, 2, 2)
     made = state(case, Rounding())
-    assert made._descent is not None
+    assert made._asking is not None
+    found = made._asking.descent
     index = max(
         i for i, op in enumerate(case.network.operations) if len(op.shape) == 3 and op.kind == "add"
     )
-    assert made._descent.selective(index)
     shape = case.network.operations[index].shape
-    some = torch.rand(len(case.box), *shape, generator=torch.Generator().manual_seed(3)) < 0.3
-    every = made._descent.ends(index, *[torch.ones_like(some)] * 2)
-    found = made._descent.ends(index, some, some)
-    for have, want in zip(found, every, strict=True):
-        assert torch.isnan(have[~some]).any()
-        torch.testing.assert_close(have[some], want[some], rtol=1e-12, atol=1e-12)
-    assert size(shape) > 4
+    for at, tile in enumerate(found.tiles(index)):
+        units = windows.numbers(shape, tile)
+        some = torch.rand(len(case.box), units, generator=torch.Generator().manual_seed(3)) < 0.3
+        every = found.ends(index, at, *[torch.ones_like(some)] * 2)
+        for have, want in zip(found.ends(index, at, some, some), every, strict=True):
+            assert torch.isnan(have[~some]).any()
+            torch.testing.assert_close(have[some], want[some], rtol=1e-12, atol=1e-12)

@@ -14,7 +14,7 @@ from advrepair.core.rounding import UNIT64, Rounding, gamma
 from advrepair.plugins.verifiers.account import Shallow
 from advrepair.plugins.verifiers.affine import fan_in
 from advrepair.plugins.verifiers.relaxations import Relaxation
-from advrepair.plugins.verifiers.transposed import flat, unflat
+from advrepair.plugins.verifiers.windows import flat, unflat
 
 _SAME = frozenset({"add", "reshape", "permute"})  # rows pass them unchanged
 # Roundings of ours at a ReLU beside those of a sum: of slope times constant, of that plus the

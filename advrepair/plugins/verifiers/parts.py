@@ -38,6 +38,12 @@ class Block:
             return values[self.boxes.unsqueeze(1), rows]
         return values[self.boxes][:, self.rows]
 
+    def over(self, A: Tensor) -> Tensor:
+        """The block's of rows [M,n] that all boxes share: [rows,n] or [boxes,rows,n]."""
+        if not isinstance(self.rows, Tensor):
+            return A[self.rows]
+        return A.index_select(0, self.rows.flatten()).view(*self.rows.shape, -1)
+
     def put(self, values: Tensor, found: Tensor) -> None:
         """Write the block's results [boxes,rows] into [B,M]; what is there twice is the same."""
         if isinstance(self.rows, Tensor) and isinstance(self.boxes, Tensor):
@@ -45,28 +51,6 @@ class Block:
             values[self.boxes.unsqueeze(1), rows] = found
         else:
             values[self.boxes, self.rows] = found
-
-
-def asked(
-    low: Tensor, high: Tensor, least: bool, sized: bool, shared: bool
-) -> tuple[Tensor, Tensor]:
-    """Units whose lower and whose upper end rows have to find, bool like low and high.
-
-    Units that interval arithmetic, low to high, shows to be of one sign, by far, keep its ends:
-    their ReLU is affine all the same. By far, as rows settle them too then, so that every line
-    stays as it is; a line of another slope could make what comes later looser. So it is with
-    slopes of least area; rows through others are so loose that nothing follows.
-
-    Sound: interval arithmetic holds for the computed values, like everything here. Where a
-    size is made of the ends only those are left out that it does not need: the one nearer to
-    0, and the other one if it is negative and not shared, that is if only a ReLU reads the
-    value, whose result is 0.
-    """
-    apart = (high - low) / 2 if least else torch.full_like(low, torch.inf)
-    active, dead = low >= apart, high <= -apart
-    if not sized:
-        return ~(active | dead), ~(active | dead)
-    return (~active if shared else ~(active | dead)), ~dead
 
 
 def of_all(boxes: int, rows: int, most: int) -> Iterator[Block]:
@@ -106,8 +90,16 @@ def of_many(wanted: Tensor, most: int) -> Iterator[Block]:
     at_once = max(2, min(len(wanted), most // rows))
     for some in whole.split(at_once) if len(whole) else ():
         yield Block(filled(some, at_once), slice(0, rows))
-    length = min(_PART, rows)
-    boxes, own = _parts(wanted & ~nearly.unsqueeze(1), length)
+    yield from in_parts(wanted & ~nearly.unsqueeze(1), _PART, most)
+
+
+def in_parts(wanted: Tensor, length: int, most: int) -> Iterator[Block]:
+    """Wanted rows, bool [B,M], of many boxes at a time, of each only those, so many a part.
+
+    All blocks have one shape, so that no row's bits depend on other boxes.
+    """
+    length = min(length, wanted.shape[1])
+    boxes, own = _parts(wanted, length)
     at_once = max(2, most // length)
     for start in range(0, len(boxes), at_once):
         some = slice(start, start + at_once)
@@ -127,6 +119,11 @@ def _parts(wanted: Tensor, length: int) -> tuple[Tensor, Tensor]:
     number = torch.arange(len(boxes), device=wanted.device) - first
     place = number.unsqueeze(1) * length + torch.arange(length, device=wanted.device)
     return boxes, order[boxes.unsqueeze(1), place.minimum(counts[boxes].unsqueeze(1) - 1)]
+
+
+def paired(first: Tensor, second: Tensor, axis: int) -> Tensor:
+    """What belongs to rows 2 i and what to rows 2 i + 1, by turns along an axis."""
+    return torch.stack([first, second], axis + 1).flatten(axis, axis + 1)
 
 
 def slices(count: int, length: int) -> Iterator[slice]:

@@ -14,9 +14,9 @@ from advrepair.core.rounding import UNIT64, Rounding, above
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.account import Account, Shallow
 from advrepair.plugins.verifiers.affine import DIAGONAL, fan_in, without_bias
+from advrepair.plugins.verifiers.asking import Asking
 from advrepair.plugins.verifiers.counts import Counts
 from advrepair.plugins.verifiers.descent import Descent
-from advrepair.plugins.verifiers.parts import asked
 from advrepair.plugins.verifiers.relaxations import STEPS_OF_SLOPE, Relaxation, relu
 
 
@@ -39,7 +39,7 @@ class Propagation:
     _around: dict[str, Shallow] = field(factory=dict)
     _bounded: dict[str, tuple[Tensor, Tensor]] = field(factory=dict)
     _sources: dict[str, str] = field(factory=dict)
-    _descent: Descent | None = None
+    _asking: Asking | None = None
     _sizes_of_weights: dict[str, Tensor] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
@@ -186,18 +186,13 @@ class Propagation:
         return not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
 
     def _descend(self, index: int) -> tuple[Tensor, Tensor]:
-        """Ends of a value by back-substitution in blocks, or by intervals; see :func:`asked`."""
-        if self._descent is None:
+        """Ends of a value by back-substitution in blocks, or by intervals."""
+        if self._asking is None:
             found = (self.relaxed, self.shallow, self.sums, self.sizes)
             given = (self.network, self.params, self.box, self.rounding)
-            self._descent = Descent(*given, Counts(*given, *found))
-        name = self.network.operations[index].name
-        low, high = self._faces(self._interval_around(name))
-        sized = self.rounding is not None
-        alone = sum(op.inputs.count(name) for op in self.network.operations) == 1
-        lows, highs = asked(low, high, self.slope == "area", sized, sized and not alone)
-        lower, upper = self._descent.ends(index, lows, highs)
-        return torch.where(lows, lower, low), torch.where(highs, upper, high)
+            self._asking = Asking(Descent(*given, Counts(*given, *found)))
+        low, high = self._faces(self._interval_around(self.network.operations[index].name))
+        return self._asking.ends(index, low, high, self.slope == "area")
 
     def _interval_around(self, name: str) -> Shallow:
         """Interval arithmetic, from the ReLUs that are bounded already."""

@@ -8,6 +8,8 @@ from advrepair.core.rounding import UNIT64
 
 SLOPES = ("area", "zero", "one", "same")
 STEPS_OF_SLOPE = 255
+# More than underflow loses; products with numbers as small as that are slow, so it is larger.
+_LOST = 2.0**-900
 
 
 @frozen(eq=False)
@@ -36,9 +38,11 @@ def relu(lower: Tensor, upper: Tensor, slope: str | Tensor, rigorous: bool) -> R
     # Dead: high = 0 gives slope 0. Active: low = 0 gives 1. No branch, so it can be mapped.
     above = high / (high - low).clamp(min=tiny)
     offset = torch.maximum(-above * low, (1 - above) * high) if rigorous else -above * low
-    if rigorous:
-        offset = offset + 8 * UNIT64 * torch.maximum(-low, high) + tiny
     active, dead = (lower >= 0).to(lower.dtype), (upper <= 0).to(lower.dtype)
+    if rigorous:
+        # Through an active or a dead unit nothing is rounded: its slope is 1 or 0.
+        reach = torch.maximum(-low, high) * (1 - torch.maximum(active, dead))
+        offset = offset + 8 * UNIT64 * reach + _LOST
     if isinstance(slope, Tensor):
         below = torch.where(active + dead > 0, active, slope)
     elif slope == "area":

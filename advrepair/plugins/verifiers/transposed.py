@@ -1,7 +1,6 @@
 """Affine operations backwards on flat rows, as few large matrix products.
 
-Rows over an image have its axes in the order height, width, channels, so that a strip of a line
-is in one piece; everything else is flat in its own order.
+Rows are flat as in :mod:`advrepair.plugins.verifiers.windows`.
 """
 
 from __future__ import annotations
@@ -14,85 +13,23 @@ from torch import Tensor
 
 from advrepair.core.graph import Operation, integers, size
 from advrepair.plugins.verifiers.affine import PULL, without_bias
+from advrepair.plugins.verifiers.windows import (
+    Window,
+    cut,
+    flat,
+    grown,
+    placed,
+    unflat,
+)
 
-Band = tuple[int, int]  # lines of an image, from the first to before the last
-Pull = Callable[[Tensor, Band, Band], Tensor]
-_LOCAL = frozenset({"conv2d", "scale", "add", "relu"})  # a band of lines comes from a band
-
-
-def flat(value: Tensor, shape: Sequence[int]) -> Tensor:
-    """[B,*shape] as [B,n], an image with its channels last."""
-    return (value.permute(0, 2, 3, 1) if len(shape) == 3 else value).flatten(1)
-
-
-def unflat(value: Tensor, shape: Sequence[int]) -> Tensor:
-    """Inverse of :func:`flat`."""
-    if len(shape) != 3:
-        return value.reshape(-1, *shape)
-    channels, height, width = shape
-    return value.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
-
-
-def lines_of(shape: Sequence[int]) -> int:
-    """Lines of a value; one that is no image is all in one."""
-    return shape[1] if len(shape) == 3 else 1
-
-
-def cut(value: Tensor, shape: Sequence[int], band: Band) -> Tensor:
-    """The band of a flat value [...,n]."""
-    each = size(shape) // lines_of(shape)
-    return value[..., band[0] * each : band[1] * each]
-
-
-def grown(A: Tensor, shape: Sequence[int], have: Band, want: Band) -> Tensor:
-    """Rows over a band as rows over one that contains it."""
-    if have == want:
-        return A
-    each = size(shape) // lines_of(shape)
-    return F.pad(A, ((have[0] - want[0]) * each, (want[1] - have[1]) * each))
-
-
-def joint(bands: Sequence[Band]) -> Band:
-    """The smallest band that contains all."""
-    return min(low for low, _ in bands), max(high for _, high in bands)
-
-
-def bands_below(
-    operations: Sequence[Operation],
-    params: Mapping[str, Tensor],
-    shapes: Mapping[str, Sequence[int]],
-    band: Band,
-) -> dict[str, Band]:
-    """Lines of each value that rows over a band of the last operation's result can meet."""
-    met: dict[str, list[Band]] = {operations[-1].name: [band]}
-    found = {}
-    for op in reversed(operations):
-        if op.name not in met:
-            continue
-        band, whole = joint(met.pop(op.name)), (0, lines_of(op.shape))
-        found[op.name] = band if op.kind in _LOCAL else whole
-        for source in op.inputs:
-            before = _before(op, params, shapes[source], found[op.name])
-            met.setdefault(source, []).append(before)
-    return found | {name: joint(bands) for name, bands in met.items()}
-
-
-def _before(op: Operation, params: Mapping[str, Tensor], shape: Sequence[int], band: Band) -> Band:
-    """Lines of an operation's input that a band of its result depends on."""
-    lines = lines_of(shape)
-    if op.kind != "conv2d":
-        return band if op.kind in _LOCAL else (0, lines)
-    kernel = params[op.tensors["weight"]].shape[2]
-    stride, top = integers(op, "stride")[0], integers(op, "padding")[0]
-    reach = integers(op, "dilation")[0] * (kernel - 1) + 1
-    low = min(max(band[0] * stride - top, 0), lines - 1)
-    return low, max(low + 1, min((band[1] - 1) * stride - top + reach, lines))
+Pull = Callable[[Tensor, Window, Window], Tensor]
+_WIDE = 192  # numbers of a line from which on the library's own convolution is faster
 
 
 def transposed(op: Operation, params: Mapping[str, Tensor], shape: Sequence[int]) -> Pull:
     """What takes rows [B,M,n] over an operation's result to rows over its input, of that shape.
 
-    The rows are over a band of lines; which one of either value is said with them.
+    The rows are over a window; which one of either value is said with them.
     """
     if op.kind == "linear" and len(op.shape) == 1:
         weight = params[op.tensors["weight"]]
@@ -114,7 +51,7 @@ def transposed(op: Operation, params: Mapping[str, Tensor], shape: Sequence[int]
         return _convolution(op, weight, shape)
     linear = without_bias(op)
 
-    def rows(A: Tensor, have: Band, want: Band) -> Tensor:
+    def rows(A: Tensor, have: Window, want: Window) -> Tensor:
         each = unflat(A.flatten(0, 1), op.shape).unsqueeze(0)
         pulled = PULL[op.kind](linear, params, each, shape)[0].squeeze(0)
         return flat(pulled, shape).view(*A.shape[:2], -1)
@@ -125,26 +62,25 @@ def transposed(op: Operation, params: Mapping[str, Tensor], shape: Sequence[int]
 def _library(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
     """A convolution by the library's own, which is fast in float32 where no step is skipped."""
     (top, left), dilation = integers(op, "padding"), integers(op, "dilation")
-    groups = integers(op, "groups")[0]
-    channels, _, width = op.shape
+    groups, inputs = integers(op, "groups")[0], shape[0]
+    narrow = _convolution(op, weight, shape)
 
-    def rows(A: Tensor, have: Band, want: Band) -> Tensor:
-        images = A.reshape(-1, have[1] - have[0], width, channels).permute(0, 3, 1, 2)
-        found = F.conv_transpose2d(
-            images, weight, padding=(0, left), groups=groups, dilation=dilation
-        ).permute(0, 2, 3, 1)
-        return _lines(found.flatten(2), have[0] - top, want).view(*A.shape[:2], -1)
+    def rows(A: Tensor, have: Window, want: Window) -> Tensor:
+        lines, columns = have[1] - have[0], have[3] - have[2]
+        if columns * min(inputs, op.shape[0]) < _WIDE:
+            return narrow(A, have, want)
+        images = A.reshape(-1, lines, columns, op.shape[0]).permute(0, 3, 1, 2)
+        found = F.conv_transpose2d(images, weight, groups=groups, dilation=dilation)
+        found = found.permute(0, 2, 3, 1).flatten(2)
+        over = _reached(found, have[0] - top, have[2] - left, inputs)
+        return placed(found, over, inputs, want).flatten(1).view(*A.shape[:2], -1)
 
     return rows
 
 
-def _lines(images: Tensor, first: int, want: Band) -> Tensor:
-    """A band of images [N,lines,numbers] of which the first line is that one; 0 beyond them."""
-    start, stop, count = want[0] - first, want[1] - first, images.shape[1]
-    images = images[:, min(max(0, start), count) : min(max(0, stop), count)]
-    before = min(max(0, -start), stop - start)
-    after = stop - start - before - images.shape[1]
-    return (F.pad(images, (0, 0, before, after)) if before or after else images).flatten(1)
+def _reached(images: Tensor, top: int, left: int, channels: int) -> Window:
+    """The window that images [N,lines,columns * channels] from one corner on are over."""
+    return top, top + images.shape[1], left, left + images.shape[2] // channels
 
 
 def _convolution(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
@@ -155,34 +91,39 @@ def _convolution(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
     """
     (down, right), (top, left) = integers(op, "stride"), integers(op, "padding")
     gap, kernel = integers(op, "dilation")[0], weight.shape[2]
-    (channels, _, width), (inputs, _, columns) = op.shape, shape
-    strip = _strip(op, weight, inputs)
-    matrix, reach = _matrix(op, weight, strip)
-    matrix = matrix.view(len(matrix), kernel, -1)
-    tall, below = gap * (kernel - 1) + 1, columns * inputs
+    channels, inputs = op.shape[0], shape[0]
+    tall = gap * (kernel - 1) + 1
     apart = max(0, -((down - tall) // down))
+    strips: dict[int, tuple[int, Tensor]] = {}
 
-    def rows(A: Tensor, have: Band, want: Band) -> Tensor:
-        height, count = have[1] - have[0], A.shape[0] * A.shape[1]
+    def rows(A: Tensor, have: Window, want: Window) -> Tensor:
+        height, width, count = have[1] - have[0], have[3] - have[2], A.shape[0] * A.shape[1]
+        if width not in strips:
+            strip = _strip(op, weight, inputs, width)
+            strips[width] = strip, _matrix(op, weight, strip).view(strip * channels, kernel, -1)
+        (strip, matrix), below = strips[width], (want[3] - want[2]) * inputs
         lines = A.reshape(count, height, width * channels)
         if apart:
             lines = F.pad(lines, (0, 0, 0, apart))
         total, each = count * (height + apart), down * (height + apart)
         lines = lines.reshape(total, -1)
         found = A.new_zeros(count * each + tall, below)
-        for at in range(width // strip):
-            start = at * strip * right - left
-            low, high = max(0, start) * inputs, min(columns, start + reach) * inputs
+        for at in range(0, width, strip):
+            part = lines[:, at * channels : (at + strip) * channels]
+            first = ((have[2] + at) * right - left - want[2]) * inputs
+            reach = matrix.shape[2] - max(0, at + strip - width) * right * inputs
+            low, high = max(0, first), min(below, first + reach)
             if low >= high:  # it meets padding only
                 continue
-            part = lines[:, at * strip * channels : (at + 1) * strip * channels]
+            met = matrix[: part.shape[1], :, low - first : high - first]
             for k in range(kernel):
                 place = found.as_strided(
                     (total, high - low), (down * below, 1), k * gap * below + low
                 )
-                place.addmm_(part, matrix[:, k, low - start * inputs : high - start * inputs])
+                place.addmm_(part, met[:, k])
         images = found[: count * each].view(count, each, below)
-        return _lines(images, have[0] * down - top, want).view(*A.shape[:2], -1)
+        over = (have[0] * down - top, have[0] * down - top + each, *want[2:])
+        return placed(images, over, inputs, want).flatten(1).view(*A.shape[:2], -1)
 
     return rows
 
@@ -194,7 +135,7 @@ def _skipping(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
     added to each other, and only what is below is copied, so it should be small.
     """
     (down, right), (top, left) = integers(op, "stride"), integers(op, "padding")
-    kernel, (channels, _, width), (inputs, _, columns) = weight.shape[2:], op.shape, shape
+    kernel, (channels, _, width), inputs = weight.shape[2:], op.shape, shape[0]
     tall, wide = -(-kernel[0] // down), -(-kernel[1] // right)
     steps = width + wide - 1  # of columns that anything is in
 
@@ -205,12 +146,13 @@ def _skipping(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
 
     strip = min(range(1, steps + 1), key=work)
     strips, reach = -(-steps // strip), strip + wide - 1
-    matrix = _matrix(op, weight, reach)[0].view(reach * channels, kernel[0], -1, inputs)
+    matrix = _matrix(op, weight, reach).view(reach * channels, kernel[0], -1, inputs)
     matrix = F.pad(matrix, (0, 0, 0, wide * right, 0, tall * down - kernel[0]))
     matrix = matrix[:, :, (wide - 1) * right : (wide - 1 + strip) * right]
     matrix = matrix.reshape(reach * channels, -1).contiguous()
 
-    def rows(A: Tensor, have: Band, want: Band) -> Tensor:
+    def rows(A: Tensor, have: Window, want: Window) -> Tensor:
+        A = grown(A, op.shape, have, (*have[:2], 0, width))
         height, count = have[1] - have[0], A.shape[0] * A.shape[1]
         lines = A.reshape(count * height, width * channels)
         met = A.new_empty(strips, count * height, matrix.shape[1])
@@ -229,34 +171,34 @@ def _skipping(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
         for k in range(1, tall):
             found[:, k : k + height] += split[:, :, k]
         images = found.view(count, (height + tall - 1) * down, -1, inputs)
-        images = images[:, :, left : left + columns]
-        if images.shape[2] < columns:
-            images = F.pad(images, (0, 0, 0, columns - images.shape[2]))
-        return _lines(images.flatten(2), have[0] * down - top, want).view(*A.shape[:2], -1)
+        images = images.flatten(2)
+        over = _reached(images, have[0] * down - top, -left, inputs)
+        return placed(images, over, inputs, want).flatten(1).view(*A.shape[:2], -1)
 
     return rows
 
 
-def _strip(op: Operation, weight: Tensor, inputs: int) -> int:
-    """Width of the strips with the least work by a model; any divisor of the width will do.
+def _strip(op: Operation, weight: Tensor, inputs: int, width: int) -> int:
+    """How many columns of so many go into one product, by a model of the work; any will do.
 
     In nanoseconds a line: products at 75 a nanosecond, of which short sums reach a part, pieces
     of a sum at 15 each and its numbers at half of one each, as measured on one core.
     """
-    channels, _, width = op.shape
+    channels = op.shape[0]
     stride, dilation = integers(op, "stride")[1], integers(op, "dilation")[1]
 
     def work(strip: int) -> float:
         reach = (strip - 1) * stride + dilation * (weight.shape[3] - 1) + 1
-        terms, pieces = strip * channels, width // strip * weight.shape[2]
-        numbers = pieces * reach * inputs
-        return 2 * numbers * (terms + 24) / 75 + 15 * pieces + numbers / 2
+        terms, pieces = strip * channels, width / strip * weight.shape[2]
+        found = pieces * reach * inputs
+        return 2 * found * (terms + 24) / 75 + 15 * pieces + found / 2
 
-    return min((s for s in range(1, width + 1) if width % s == 0), key=work)
+    # Of one size, nearly: a last strip that is shorter has less to do.
+    return min({-(-width // parts) for parts in range(1, width + 1)}, key=work)
 
 
-def _matrix(op: Operation, weight: Tensor, strip: int) -> tuple[Tensor, int]:
-    """A strip of a line of a convolution's result over what it meets, and how wide that is.
+def _matrix(op: Operation, weight: Tensor, strip: int) -> Tensor:
+    """A strip of a line of a convolution's result over what it meets.
 
     [strip * channels, kernel * reach * inputs], both sides in the order of :func:`flat`.
     """
@@ -269,4 +211,4 @@ def _matrix(op: Operation, weight: Tensor, strip: int) -> tuple[Tensor, int]:
         groups=integers(op, "groups")[0],
         dilation=(1, integers(op, "dilation")[1]),
     )
-    return met.permute(0, 2, 3, 1).reshape(len(unit), -1), met.shape[3]
+    return met.permute(0, 2, 3, 1).reshape(len(unit), -1)
