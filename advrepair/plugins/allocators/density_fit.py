@@ -46,12 +46,13 @@ class Deployed(nn.Module):
 
 @frozen
 class _Choice:
-    """A pair and what it does on the held-out inputs, as shares."""
+    """A pair and what it does on the held-out inputs, as shares. kept: N's accuracy is."""
 
     temperature: float
     weight: float
     accuracy: float
     standing: float
+    kept: bool
 
 
 def fitted(kernel: Kernel, network: Network, given: Points) -> dict[str, Tensor]:
@@ -70,7 +71,7 @@ def fitted(kernel: Kernel, network: Network, given: Points) -> dict[str, Tensor]
                 "data, or --set kernel.temperature and kernel.weight"
             )
         own = _accuracy(network, given)
-        chosen = _choose(kernel, network, density, given, own)
+        chosen = _choose(kernel, network, density, given)
         known = torch.tensor([own, chosen.accuracy, chosen.standing, len(given.held)])
     if given.keep and len(given.held):
         x, label = (
@@ -138,9 +139,7 @@ def _accuracy(model: nn.Module, given: Points) -> float:
     return right / len(given.held)
 
 
-def _choose(
-    kernel: Kernel, network: Network, density: Density, given: Points, own: float
-) -> _Choice:
+def _choose(kernel: Kernel, network: Network, density: Density, given: Points) -> _Choice:
     """The pair that stands the most attacks of those that keep the accuracy."""
     temperatures = [kernel.temperature]
     if not kernel.temperature:
@@ -148,12 +147,11 @@ def _choose(
     found = []
     for temperature in temperatures:
         known = evolve(density, temperature=temperature)
-        weight, accuracy = _weight(kernel, network, known, given, own)
+        weight, accuracy, kept = _weight(kernel, network, known, given)
         model = Deployed(network, evolve(known, weight=weight), kernel.trust)
         standing = _standing(model, kernel.attacked, given)
-        found.append(_Choice(temperature, weight, accuracy, standing))
-    kept = [each for each in found if each.accuracy >= own - kernel.drawdown]
-    return max(kept or found, key=lambda each: (each.standing, each.accuracy))
+        found.append(_Choice(temperature, weight, accuracy, standing, kept))
+    return max(found, key=lambda each: (each.kept, each.standing, each.accuracy))
 
 
 def _temperatures(density: Density, given: Points) -> list[float]:
@@ -168,20 +166,28 @@ def _temperatures(density: Density, given: Points) -> list[float]:
 
 
 def _weight(
-    kernel: Kernel, network: Network, density: Density, given: Points, own: float
-) -> tuple[float, float]:
-    """The largest weight that keeps the accuracy, or the most accurate; and its accuracy."""
+    kernel: Kernel, network: Network, density: Density, given: Points
+) -> tuple[float, float, bool]:
+    """The largest weight that keeps the accuracy, or else the most accurate.
+
+    Its accuracy; and whether it keeps that of N but for the drawdown, with a standard error of
+    the difference to spare: the largest of many weights is also the luckiest.
+    """
     weights = (kernel.weight,) if kernel.weight else _WEIGHTS
-    right = torch.zeros(len(weights))
+    right, lost, won = (torch.zeros(len(weights), dtype=torch.float64) for _ in range(3))
     for x, label in _held(given):
         with torch.no_grad():
-            base, known = trusted(network(x), kernel.trust), density(x)
+            logits, known = network(x), density(x)
+        before, base = logits.argmax(1) == label, trusted(logits, kernel.trust)
         for i, weight in enumerate(weights):
-            right[i] += ((base + weight * known).argmax(1) == label).sum()
-    accuracy = right.double() / len(given.held)
-    good = (accuracy >= own - kernel.drawdown).nonzero()[:, 0]
-    best = int(good[-1]) if len(good) else int(accuracy.argmax())
-    return weights[best], float(accuracy[best])
+            after = (base + weight * known).argmax(1) == label
+            right[i] += after.sum()
+            lost[i] += (before & ~after).sum()
+            won[i] += (~before & after).sum()
+    count = len(given.held)
+    good = lost - won + (lost + won).sqrt() <= kernel.drawdown * count
+    best = int(good.nonzero()[-1]) if bool(good.any()) else int(right.argmax())
+    return weights[best], float(right[best]) / count, bool(good[best])
 
 
 def _standing(model: nn.Module, attacked: int, given: Points) -> float:

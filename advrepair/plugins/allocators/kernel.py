@@ -43,9 +43,14 @@ class Kernel(SmoothAllocator):
     blur: float = option(1.0, "standard deviation in pixels, of images; 0: none", at_least=0)
     rank: int = option(64, "directions in which inputs are compared; 0: all", at_least=0)
     validation: int = option(
-        2000, "labelled inputs, others than the points, that both are fitted by", at_least=1
+        5000, "labelled inputs, others than the points, that both are fitted by", at_least=1
     )
-    drawdown: float = option(0.0, "accuracy on them that may be lost", at_least=0, at_most=1)
+    drawdown: float = option(
+        0.0,
+        "accuracy on them that may be lost, with a standard error to spare",
+        at_least=0,
+        at_most=1,
+    )
     attacked: int = option(200, "of them, that are attacked while it is fitted", at_least=1)
 
     def __attrs_post_init__(self) -> None:
