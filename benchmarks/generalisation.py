@@ -3,12 +3,14 @@
 ``ADVREPAIR_DATA=... python -m benchmarks.generalisation --network fnn_small --points 10000
 [--copies 1] [--drawdown 0] [--images 1000] [--radii 0.05,0.1] [--attacks pgd,autoattack]``
 
-50 balls are repaired as usual, and the allocator remembers so many training images. Accuracy is
-that on all test images. The attacked are the first of them; a share counts those that are right
-and stay so. Each attack is a column of its own: PGD of 40 steps, of 200 steps with 5 restarts,
-PGD that goes through the ramp as if it were straight, points found on N alone, random points; and
-full standard AutoAttack on what they leave. The last column but one is what none of them breaks.
-Certified: the whole ball is proved. Test images take no part in the fit.
+50 balls are repaired as usual, and the allocator remembers so many training images, which it is
+fitted to; test images take no part in that. Accuracy is that on all test images. The attacked are
+the first of them. From left to right: the share that is right, and what of it each attack leaves
+after those before it: PGD of 40 steps, points found on N alone, PGD that goes through the ramp as
+if it were straight, PGD of 200 steps with 5 restarts, and full standard AutoAttack. The last
+columns say what none of them breaks and what is proved for the whole ball, with 95 % intervals.
+Only the first two attacks are tried on what is proved: a hit there would be an error of the proof,
+and ends the program.
 """
 
 import argparse
@@ -19,14 +21,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from advrepair.core.attacking import balls, generator, perturb, uniform
+from advrepair.core.attacking import balls, generator, perturb
 from advrepair.core.bounding import Bounder
-from advrepair.core.config import resolve
+from advrepair.core.config import parse_setting, resolve
 from advrepair.core.data import load_data
 from advrepair.core.evaluation import accuracy
 from advrepair.core.finding import find_problem, make_bounder
 from advrepair.core.graph import Network
 from advrepair.core.inputs import Inputs
+from advrepair.core.interfaces import Attack
 from advrepair.core.network import load_network
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.pipeline import Repair, repair
@@ -40,7 +43,7 @@ from advrepair.plugins.attacks.autoattack import AutoAttack
 from advrepair.plugins.attacks.pgd import Pgd
 
 _AT_ONCE = 250
-_RANDOM = 200  # random points of each ball
+_ON_ALL = ("pgd", "transfer")  # the others on what is neither broken nor proved yet
 
 
 class _Straight(torch.autograd.Function):
@@ -78,8 +81,6 @@ def repaired_with(network: str, data: Path, settings: list[str], epsilon: float)
             "plan": {"allocator": "kernel"},
         }
     ]
-    from advrepair.core.config import parse_setting
-
     plan = resolve(Registry.load(), [*layers, *map(parse_setting, settings)])
     base = load_network(data / "mnist" / "nets" / f"{network}.onnx")
     images = load_data(
@@ -100,43 +101,15 @@ def hits(model: nn.Module, asked: PropertySet, points: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def attacked(
-    model: nn.Module, asked: PropertySet, names: list[str], told: str
-) -> dict[str, Tensor]:
-    """Which properties each attack breaks, bool [P] each."""
-    noise, found = generator(0, 21), {"none": hits(model, asked, asked.center)}
-    plain = [("pgd", Pgd(steps=40), model), ("pgd-200x5", Pgd(steps=200, restarts=5), model)]
+def attacks_on(model: nn.Module, names: list[str]) -> list[tuple[str, Attack, nn.Module]]:
+    """Name, attack and the function that it descends on, in their order."""
+    known: list[tuple[str, Attack, nn.Module]] = [("pgd", Pgd(steps=40), model)]
     if isinstance(model, RepairedNetwork):
-        plain.append(("through", Pgd(steps=40, restarts=2), Straight(model)))
-        plain.append(("transfer", Pgd(steps=40), model.base))
-    for name, attack, target in plain:
-        if name in names:
-            begin = time.perf_counter()
-            points = [
-                perturb(attack, target, asked[i], asked.center[i], noise)
-                for i in torch.arange(len(asked)).split(_AT_ONCE)
-            ]
-            found[name] = hits(model, asked, torch.cat(points))
-            took = time.perf_counter() - begin
-            print(f"  {told} {name}: {int(found[name].sum())} broken, {took:.0f} s", flush=True)
-    if "random" in names:
-        found["random"] = found["none"].clone()
-        for _ in range(_RANDOM):
-            found["random"] |= hits(model, asked, uniform(asked.box, noise))
-    if "autoattack" in names:
-        begin = time.perf_counter()
-        left = (~torch.stack(list(found.values())).any(0)).nonzero()[:, 0]
-        broken = torch.zeros(len(asked), dtype=torch.bool)
-        for i in left.split(_AT_ONCE):
-            points = AutoAttack().perturb(model, asked[i], asked.center[i], noise)
-            broken[i] = hits(model, asked[i], asked.box[i].clamp(points))
-        found["autoattack"] = broken
-        took = time.perf_counter() - begin
-        print(
-            f"  {told} autoattack: {int(broken.sum())} of {len(left)} left, {took:.0f} s",
-            flush=True,
-        )
-    return found
+        known.append(("transfer", Pgd(steps=40), model.base))
+        known.append(("through", Pgd(steps=40, restarts=2), Straight(model)))
+    known.append(("pgd-200x5", Pgd(steps=200, restarts=5), model))
+    known.append(("autoattack", AutoAttack(), model))
+    return [each for each in known if each[0] in names]
 
 
 def row(
@@ -147,19 +120,30 @@ def row(
     told: str,
 ) -> str:
     """One row of the table."""
-    found = attacked(model, asked, names, told)
-    cells = [f"{1 - float(broken.float().mean()):.1%}" for broken in found.values()]
-    stands = ~torch.stack(list(found.values())).any(0)
-    share = Share(int(stands.sum()), len(stands))
-    low, high = share.interval or (0.0, 1.0)
     begin = time.perf_counter()
     proved = least_margins(model, bounder, asked) > 0
     took = (time.perf_counter() - begin) / len(asked)
-    if bool((proved & ~stands).any()):
+    print(f"  {told}: {int(proved.sum())} proved, {1000 * took:.1f} ms each", flush=True)
+    broken, noise = hits(model, asked, asked.center), generator(0, 21)
+    cells = [f"{1 - float(broken.float().mean()):.1%}"]
+    for name, attack, target in attacks_on(model, names):
+        begin = time.perf_counter()
+        open_ = torch.ones_like(broken) if name in _ON_ALL else ~broken & ~proved
+        index = open_.nonzero()[:, 0]
+        for i in index.split(_AT_ONCE):
+            points = perturb(attack, target, asked[i], asked.center[i], noise)
+            broken[i] |= hits(model, asked[i], points)
+        took = time.perf_counter() - begin
+        cells.append(f"{1 - float(broken.float().mean()):.1%}")
+        left = int((~broken).sum())
+        print(f"  {told} {name} on {len(index)}: {left} left, {took:.0f} s", flush=True)
+    if bool((proved & broken).any()):
         raise SystemExit("a proved ball was broken: a bound is wrong")
-    last = f"**{share.value:.1%}** ({low:.1%} to {high:.1%}) | {float(proved.float().mean()):.1%}"
-    print(f"  {told} certified in {1000 * took:.1f} ms each", flush=True)
-    return f"| {told} | " + " | ".join(cells) + f" | {last} |"
+    shares = [Share(int(each.sum()), len(each)) for each in (~broken, proved)]
+    for share in shares:
+        low, high = share.interval or (0.0, 1.0)
+        cells.append(f"{share.value:.1%} ({low:.1%} to {high:.1%})")
+    return f"| {told} | " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -172,7 +156,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--radii", default="0.05,0.1")
     parser.add_argument("--epsilon", type=float, default=0.1, help="radius that the fit attacks at")
-    parser.add_argument("--attacks", default="pgd,pgd-200x5,through,transfer,random,autoattack")
+    parser.add_argument("--attacks", default="pgd,transfer,through,pgd-200x5,autoattack")
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--unrepaired", action="store_true", help="attack N too")
     given = parser.parse_args()
