@@ -1,7 +1,8 @@
 """Certified repair of neural networks.
 
 :func:`repair` does in Python what ``advrepair run`` does on the command line, :func:`load`
-gives the deployed function of a run folder. The rest is for plugin authors.
+gives the deployed function of a run folder, :func:`certify` proves what it does near an input. The
+rest is for plugin authors.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advrepair.api import load, repair
+    from advrepair.api import certify, load, repair
     from advrepair.core.box import Box
     from advrepair.core.branches import Branch, BranchBound
     from advrepair.core.errors import (
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "api": ("load", "repair"),
+    "api": ("certify", "load", "repair"),
     "core.errors": (
         "AdvrepairError",
         "PluginError",
@@ -131,6 +132,7 @@ __all__ = [
     "UnsupportedNetworkError",
     "UsageError",
     "Verifier",
+    "certify",
     "demands",
     "hookimpl",
     "load",

@@ -1,4 +1,4 @@
-"""The two functions of the Python interface."""
+"""The functions of the Python interface."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from attrs import evolve
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -14,15 +16,17 @@ from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import resolve
 from advrepair.core.data import Data, Dataset, make_dataset
 from advrepair.core.errors import UsageError
-from advrepair.core.finding import find_problem
+from advrepair.core.finding import find_problem, make_bounder
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.network import as_network
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.pipeline import Repair, check_bounds
 from advrepair.core.pipeline import repair as run_repair
+from advrepair.core.properties import robustness
 from advrepair.core.registry import Registry
 from advrepair.core.sections import Layer
 from advrepair.core.types import PropertySet
+from advrepair.core.unseen import least_margins
 from advrepair.core.work import Progress, Work, silent
 
 
@@ -118,6 +122,54 @@ def repair(
         raise UsageError(f"properties: their boxes are not of inputs {known.input_shape}")
     problem = find_problem(Inputs(known, data, properties), plan, work, count)
     return run_repair(known, problem, plan, work, test, None if data is None else data.repair)
+
+
+def certify(
+    repaired: RepairedNetwork,
+    x: ArrayLike | Tensor,
+    epsilon: float,
+    label: ArrayLike | Tensor | None = None,
+    *,
+    input_range: Sequence[float] | None = (0.0, 1.0),
+    verifier: str | None = None,
+) -> Tensor:
+    """Prove for inputs, repaired or not, that the deployed function keeps its decision near them.
+
+    Args:
+        repaired: from :func:`load` or ``repair(...).network``.
+        x: inputs [N,*S]; uint8 is scaled to the input range.
+        epsilon: radius in input units.
+        label: which class is to be kept, [N]; the one that F decides for if None.
+        input_range: lowest and highest input, which clip the balls; () or None for unbounded.
+        verifier: rigorous, by name; the default of ``advrepair run``.
+
+    Returns: [N], float64: a lower bound of the least ``F_label - F_k`` over the ball, in the
+    deployed arithmetic. Where it is above 0 every input of the ball gets the label; -inf where
+    nothing is known. Sound: see :func:`advrepair.core.unseen.least_margins`.
+
+    Raises: UsageError for inputs that do not fit; UnsupportedNetworkError for a network that
+        the verifier cannot bound.
+    """
+    base, bounds = repaired.base, list(input_range or ())
+    asked: dict[str, dict[str, Any]] = {
+        "problem": {"input_range": bounds, "epsilon": epsilon, "data": "given"},
+        "plan": {} if verifier is None else {"certifier": verifier},
+    }
+    plan = resolve(Registry.load(), [asked])
+    clip = clip_of(plan.problem)
+    given = _array(x)
+    labels = np.zeros(len(given), dtype=np.int64) if label is None else _array(label)
+    shape, dtype, outputs = base.input_shape, base.dtype, base.outputs
+    data = make_dataset("x", given, labels, shape, dtype, clip, outputs)
+    images = data.images()
+    kept = data.labels if label is not None else _decisions(repaired, images)
+    bounder = evolve(make_bounder(base, plan), template=repaired.bank.template)
+    return least_margins(repaired, bounder, robustness(images, kept, epsilon, outputs, clip=clip))
+
+
+def _decisions(repaired: RepairedNetwork, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([repaired(part).argmax(1) for part in x.split(1000)])
 
 
 def _array(value: Any) -> Any:

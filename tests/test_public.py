@@ -105,6 +105,7 @@ ORDER = [
     "reporting",
     "pipeline",
     "evaluating_again",
+    "guarantees",
     "verifying_files",
 ]
 FOR_PLUGINS = {

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from advrepair.cli import check, evaluate, export, plugins, report, run, verify
+from advrepair.cli import certify, check, evaluate, export, plugins, report, run, verify
 from advrepair.cli.stopping import INTERRUPTED, Stopped, leave
 from advrepair.core.errors import AdvrepairError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("evaluate")(evaluate.evaluate)
+app.command("certify")(certify.certify)
 app.command("verify")(verify.verify)
 app.command("check")(check.check)
 app.command("export")(export.export)

@@ -4,8 +4,8 @@ Nothing here is wider than :data:`WIDTH`, in a terminal or a pipe.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, TextIO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,9 +15,19 @@ from rich.text import Text
 from advrepair.core.options import Option
 from advrepair.core.registry import Entry
 
+if TYPE_CHECKING:
+    from advrepair.core.guarantees import Guarantee
+
 WIDTH = 100
 RATES = ("RSR", "RGR", "DD")
-ATTACKED = ("FDD", "fidelity", "DSR", "DGSR-query", "DGSR-oracle")  # shown if measured
+ATTACKED = (
+    "FDD",
+    "fidelity",
+    "DSR",
+    "DGSR-query",
+    "DGSR-certified",
+    "DGSR-oracle",
+)  # shown if measured
 LEGEND = (
     "RSR: repaired examples now right; RGR: other adversarial examples in their balls now right; "
     "DD: accuracy lost on test data; -: not measured."
@@ -31,8 +41,8 @@ ATTACKED_LEGEND = (
     "Of the deployed function: FDD: decisions that changed on test data, or around the regions of "
     "property files; fidelity: decisions kept inside these, of those that were right; DSR: balls "
     "in which no attack succeeds; DGSR-query: unseen inputs that stay right under the worst "
-    "attack. DGSR-oracle: the paper's protocol, where the network is told the clean input. More: "
-    "docs/metrics.md."
+    "attack; DGSR-certified: those whose whole ball is proved. DGSR-oracle: the paper's protocol, "
+    "where the network is told the clean input. More: docs/metrics.md."
 )
 
 
@@ -57,6 +67,26 @@ def _bytes(value: float) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} GiB"
+
+
+def print_guarantees(found: Sequence["Guarantee"], to: Console) -> None:
+    """What is proved of unseen inputs, a row a radius."""
+    table = Table(box=SIMPLE_HEAD, show_edge=True)
+    table.add_column("radius", justify="right")
+    for name in ("repaired", "unrepaired"):
+        table.add_column(name, justify="right")
+        table.add_column("95 %", justify="right")
+    for each in found:
+        cells = [f"{each.epsilon:g}"]
+        for share in (each.repaired, each.unrepaired):
+            low, high = share.interval or (None, None)
+            cells += [_rate(share.value), f"{_rate(low)} to {_rate(high)}"]
+        table.add_row(*cells)
+    to.print(table)
+    count = found[0].repaired.count if found else 0
+    to.print(
+        f"Of {count} unseen inputs: share that gets its label, with every input within the radius."
+    )
 
 
 def _rate(value: float | None) -> str:

@@ -1,0 +1,98 @@
+"""``advrepair certify``, and runs with an allocator that answers outside the boxes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from problems import bytes_of
+
+import advrepair
+from advrepair.cli import main
+from advrepair.demo import IMAGES
+
+FIT = ["--set", "kernel.ramp=[]", "--set", "kernel.blur=0.0", "--set", "kernel.points=300"]
+KERNEL = ["--count", "4", "--allocator", "kernel", *FIT, "--json"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("certify") / "digits"
+    assert main(["run", *KERNEL, "--out", str(place)]) == 0
+    return place
+
+
+def test_more_is_proved_of_the_repair_than_of_the_network(folder, capsys):
+    assert main(["certify", str(folder), "--epsilon", "0.02,1/20", "--limit", "60", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["epsilon"] for each in found] == [0.02, 0.05]
+    for each in found:
+        assert each["repaired"]["share"] > each["unrepaired"]["share"]
+        assert each["repaired"]["count"] == 60
+    assert found[0]["repaired"]["share"] >= found[1]["repaired"]["share"]
+    assert main(["certify", str(folder), "--epsilon", "0.02", "--limit", "60"]) == 0
+    shown = capsys.readouterr().out
+    assert "0.02" in shown and "Of 60 unseen inputs" in shown
+
+
+def test_the_report_says_what_was_fitted(folder, capsys):
+    report = json.loads((folder / "report.json").read_text())
+    told = report["allocator"]
+    assert told["name"] == "kernel" and told["smooth"] is True
+    assert told["fitted"]["points"] == 300 and told["fitted"]["weight"] > 0
+    assert report["routing"]["adversarial"] > 0.5
+    assert main(["check", str(folder)]) == 0
+    assert "VALID" in capsys.readouterr().out
+
+
+def test_the_same_run_gives_the_same_bytes(folder, tmp_path):
+    assert main(["run", *KERNEL, "--out", str(tmp_path / "again")]) == 0
+    assert bytes_of(tmp_path / "again") == bytes_of(folder)
+
+
+def test_it_is_attacked_and_proved_in_an_evaluation(folder, capsys):
+    assert main(["evaluate", str(folder), "--limit", "20", "--epsilon", "0.02", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    ours, plain = report["metrics"], report["baseline"]["none"]
+    assert plain["DGSR-certified"] <= ours["DGSR-certified"] <= ours["DGSR-query"]
+    assert report["metrics"]["DSR"] == 1.0
+
+
+def test_its_files_compute_the_same(folder, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    files = ["--onnx", str(tmp_path / "a.onnx"), "--torch-export", str(tmp_path / "a.pt2")]
+    assert main(["export", str(folder), *files]) == 0
+    assert capsys.readouterr().out.count("every decision agrees") == 2
+    model = advrepair.load(folder)
+    x = torch.from_numpy(np.load(IMAGES)["x_test"][:50]).float().view(-1, *model.base.input_shape)
+    x = x / x.max()
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    outputs = torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+    with torch.no_grad():
+        torch.testing.assert_close(outputs, model(x), rtol=1e-3, atol=1e-3)
+    assert main(["export", str(folder), "--onnx", str(tmp_path / "b.onnx"), "--form", "relu"]) == 2
+    assert "allocator 'kernel' cannot be exported with --form relu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("radii", ["0", "a", "0.1,,0.2", "1/0", "-1", "inf"])
+def test_a_radius_that_is_none_is_refused(folder, radii, capsys):
+    assert main(["certify", str(folder), "--epsilon", radii]) == 2
+    assert "write radii above 0" in capsys.readouterr().err
+
+
+def test_a_kernel_without_labelled_inputs_is_refused(tmp_path, capsys):
+    spec = tmp_path / "p.vnnlib"
+    lines = [f"(declare-const X_{i} Real)" for i in range(64)]
+    lines += [f"(declare-const Y_{i} Real)" for i in range(10)]
+    lines += [f"(assert (>= X_{i} 0.0))\n(assert (<= X_{i} 0.1))" for i in range(64)]
+    lines += ["(assert (<= Y_0 Y_1))"]
+    spec.write_text("\n".join(lines))
+    flags = ["--property", str(spec), "--allocator", "kernel", "--out", str(tmp_path / "run")]
+    assert main(["run", *flags]) == 2
+    assert "remembers labelled inputs: name them with --data" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    assert main(["certify", str(tmp_path)]) == 2
+    assert "holds no complete run" in capsys.readouterr().err
