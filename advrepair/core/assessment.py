@@ -118,9 +118,9 @@ class Assessor:
             shares[name]["DSR"] = boxes
             asked = self._balls(self.settings.epsilon)
             shares[name]["DGSR-query"], threats[name] = self._attacked(name, "DGSR-query", asked)
+            shares[name]["DGSR-oracle"] = self._oracle(name, self.settings.epsilon)
             if self.bounder is not None:
                 shares[name]["DGSR-certified"] = self._certified(name, self.bounder, asked)
-            shares[name]["DGSR-oracle"] = self._oracle(name, self.settings.epsilon)
         return Assessment(
             shares,
             threats,

@@ -44,6 +44,11 @@ METRICS = (
         "attack",
     ),
     Metric(
+        "DGSR-certified",
+        "share of unseen inputs for which it is proved that the deployed network is right on every "
+        "input of their ball",
+    ),
+    Metric(
         "DGSR-oracle",
         "the same with the patches fixed by the clean input, which no deployed network knows: "
         "not robustness",

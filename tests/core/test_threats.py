@@ -135,7 +135,7 @@ def test_routes_of_a_ball_start_with_that_of_its_centre():
     asked = unseen(model, 0.3)
     routes = threats._routes_in(model, asked, torch.Generator().manual_seed(0))
     x = asked.center
-    assert torch.equal(routes[0], model.route(x, model.base(x)))
+    assert torch.equal(routes[0], route_of(model, x))
     assert 1 < len(routes) <= threats._ROUTES
     for one, other in pairwise(routes):
         assert bool((one != other).any())

@@ -156,9 +156,9 @@ def test_nearest_by_hand() -> None:
     assert chosen(Nearest(within=0.1), [1.0, 0.0, 0.0]) == []
 
 
-def test_the_hook_brings_all_four() -> None:
+def test_the_hook_brings_all_five() -> None:
     names = {component.name for component in advrepair_components()}
-    assert names == {"cosine", "label-pair", "nearest", "none"}
+    assert names == {"cosine", "kernel", "label-pair", "nearest", "none"}
 
 
 @pytest.mark.parametrize("top", [1, 3, 10, 1000])
