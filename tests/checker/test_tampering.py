@@ -139,29 +139,36 @@ def holds(target):
 
 def set_margin(value):
     def edit(claim, proof, stored):
-        claim["properties"][0]["margin"] = value
+        claim["properties"][first(claim)]["margin"] = value
 
     return edit
 
 
 def set_property(key, value):
     def edit(claim, proof, stored):
-        claim["properties"][0][key] = value
+        claim["properties"][first(claim)][key] = value
 
     return edit
 
 
+def first(claim):
+    """The first property that the checker vouches for."""
+    return [each["status"] for each in claim["properties"]].index("certified")
+
+
 def relabel(claim, proof, stored):
-    label = (claim["properties"][0]["label"] + 1) % 4
-    claim["properties"][0]["label"] = label
-    stored["centres/label"][0] = label
+    which = first(claim)
+    label = (claim["properties"][which]["label"] + 1) % 4
+    claim["properties"][which]["label"] = label
+    stored["centres/label"][which] = label
 
 
 def another_demand(claim, proof, stored):
     relabel(claim, proof, stored)
     eye = np.eye(4, dtype=np.float32)
-    label = claim["properties"][0]["label"]
-    proof["C"][0] = eye[label] - np.delete(eye, label, 0)
+    which = first(claim)
+    label = claim["properties"][which]["label"]
+    proof["C"][which] = eye[label] - np.delete(eye, label, 0)
 
 
 def one_group(claim, proof, stored):

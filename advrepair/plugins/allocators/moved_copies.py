@@ -55,7 +55,7 @@ def _moved(images: Tensor, noise: torch.Generator) -> Tensor:
 
 
 def _smooth(field: Tensor) -> Tensor:
-    """Random shifts of every pixel, of each image, that change slowly, of standard deviation _BEND."""
+    """Random shifts of all pixels that change slowly, of standard deviation _BEND."""
     taps = round(2 * _SMOOTH)
     place = torch.arange(-taps, taps + 1, dtype=field.dtype)
     line = torch.exp(-(place**2) / (2 * _SMOOTH**2))
