@@ -66,6 +66,8 @@ ORDER = [
     "constant",
     "optimisers",
     "training",
+    "detecting",
+    "intrusion",
     "attacking",
     "covering",
     "branching",
