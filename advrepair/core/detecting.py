@@ -10,10 +10,12 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from advrepair.core.bounding import padded
 from advrepair.core.box import Box
 
 STEPS = 40
 INPUTS = 512  # that patches should leave alone
+_AT_ONCE = 16  # patches, always so many: the last bits may depend on it
 _WIDTH = 0.1  # what a unit of change inside the boxes costs, in units of the squared error
 _ENOUGH, _WEIGHT = 0.8, 3.0  # where f should only not be large: how large, how much more it counts
 
@@ -63,16 +65,13 @@ def fitted(box: Box, patches: int, x: Tensor, free: Tensor) -> Detectors:
     box: the boxes of every patch, as many each, one patch after the other. x: [n,*S]. free:
     bool [q,n], where f may be off as well, only not above 1.
     """
-    fit = _Fit.of(box, patches, x, free)
-    point = fit.start()
-    before, ahead, pace = point, point, 1.0
-    for _ in range(STEPS):
-        point = fit.step(ahead)
-        faster = (1 + (1 + 4 * pace * pace) ** 0.5) / 2
-        ahead = point + (pace - 1) / faster * (point - before)
-        before, pace = point, faster
-    up, down = before
-    return Detectors.of(up - down, box)
+    each, parts = len(box) // patches, [x.new_zeros(0, box.lower[:1].numel())]
+    for index in torch.arange(patches).split(_AT_ONCE):
+        full = padded(index, _AT_ONCE)
+        pieces = (each * full[:, None] + torch.arange(each)).flatten()
+        up, down = _Fit.of(box[pieces], _AT_ONCE, x, free[full]).solved()
+        parts.append((up - down)[: len(index)])
+    return Detectors.of(torch.cat(parts), box)
 
 
 @frozen(eq=False)
@@ -103,7 +102,18 @@ class _Fit:
         # The trace of the squares' matrix: no curvature is larger.
         most = (2 * square[:, None] - 2 * middle + faces).amax(1)
         length = 1 / most.clamp(min=torch.finfo(x.dtype).tiny)
-        return cls(lower, upper, x, share, free, length, (upper - lower).mean(1) / 2)
+        return cls(lower, upper, x, share, free, length, (upper - lower).amax(1) / 2)
+
+    def solved(self) -> Tensor:
+        """The parts after so many steps, [2,q,S]."""
+        point = before = ahead = self.start()
+        pace = 1.0
+        for _ in range(STEPS):
+            point = self.step(ahead)
+            faster = (1 + (1 + 4 * pace * pace) ** 0.5) / 2
+            ahead = point + (pace - 1) / faster * (point - before)
+            before, pace = point, faster
+        return before
 
     def start(self) -> Tensor:
         """From the boxes to the mean input, so long that the mean of f there is 1."""

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.box import dot
 from advrepair.core.constant import proved_patches
 from advrepair.core.detecting import Detectors, fitted
 from advrepair.core.graph import Network, Operation
 from advrepair.core.patching import PatchBank, Stack, last_layer
 from advrepair.core.refinement import Worklist
 from advrepair.core.training import Trained
-from advrepair.core.types import worst_margin
+from advrepair.core.types import LinearBound, worst_margin
 
 _FALL = 16.0  # hidden layers: a patch is zero from where its detector says 1/16
 _MORE = 0.5  # affine: how much larger than the constant a patch may get in its boxes
@@ -148,12 +149,10 @@ def _spared(
     """
     q, pieces = batch.real.shape
     each = torch.arange(q).repeat_interleave(pieces)
-    gain = (batch.C.double() @ value[each][:, :, None])[:, :, 0]  # of a row, [q*B,M]
+    gain = dot(batch.C.double(), value[each])  # of a row, [q*B,M]
     slope = (-fall[:, None] * detectors.weight)[each]
-    box, A, b = batch.box.to(torch.float64), batch.rows.A.flatten(2), batch.rows.b
-    A = torch.addcmul(A, gain[:, :, None], slope[:, None])
-    center, radius = (t.flatten(1)[:, :, None] for t in (box.center, box.radius))
-    least = (A @ center - A.abs() @ radius)[:, :, 0] + b
+    A = torch.addcmul(batch.rows.A.flatten(2), gain[:, :, None], slope[:, None])
+    least = LinearBound(A.view_as(batch.rows.A), batch.rows.b).minimum(batch.box.to(A.dtype))
     least = least + gain * (1 + fall * detectors.reach)[each][:, None] - slack[each][:, None]
     spare = torch.where(gain > 0, least / gain.clamp(min=1e-30), torch.inf)
     return spare.view(q, -1).amin(1).clamp(min=0, max=1).nan_to_num(0.0)

@@ -5,11 +5,20 @@ import torch
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import Mixed, a_network, a_registry, bytes_of, configure, some_data, some_parts
+from problems import (
+    Mixed,
+    a_network,
+    a_problem,
+    a_registry,
+    bytes_of,
+    configure,
+    some_data,
+    some_parts,
+)
 from problems import write_inputs as files
 
 from advrepair import checker
-from advrepair.core import intrusion, pipeline
+from advrepair.core import detecting, intrusion, pipeline
 from advrepair.core.attacking import uniform
 from advrepair.core.bounding import Batch
 from advrepair.core.constant import proved_patches
@@ -20,6 +29,7 @@ from advrepair.core.patching import patch_template
 from advrepair.core.solving import Solver, are_constant
 from advrepair.core.training import Trained
 from advrepair.core.types import LinearBound
+from advrepair.plugins.indicators.property_guided import PropertyGuided
 from advrepair.plugins.indicators.targeted_label import TargetedLabel
 from advrepair.plugins.refiners.gradient_width import GradientWidth
 
@@ -109,6 +119,30 @@ def test_halved_gives_every_row_its_slack_and_is_the_least(seed, outputs, pieces
     assert bool((after >= 0.25 - 1e-12).all())
     least = (0.25 - own).amax().clamp(min=0) / 2
     assert float(value.abs().max()) == pytest.approx(float(least), abs=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 6])
+@pytest.mark.parametrize("hidden", [(), (2,), (2, 2)])
+def test_every_step_of_the_search_gives_patches_that_are_proved(hidden, steps, monkeypatch):
+    monkeypatch.setattr(detecting, "STEPS", steps)
+    parts = some_parts(hidden=hidden)
+    assert bool(proposed(parts).settled.all()) and bool((parts.margins() > 0).all())
+
+
+@pytest.mark.parametrize("indicator", [PropertyGuided(), TargetedLabel()])
+@pytest.mark.parametrize("hidden", [(), (2,), (2, 2)])
+def test_the_last_bit_does_not_depend_on_the_other_patches(hidden, indicator):
+    whole = some_parts(a_problem(count=20), hidden=hidden, indicator=indicator)
+    proposed(whole)
+    for chosen in ([0], [2, 1], [1, 2, 3]):
+        parts = some_parts(a_problem(count=20), hidden=hidden, indicator=indicator)
+        result = Trained.nothing_yet(len(parts.bank))
+        result.settled[:] = True
+        result.settled[chosen] = False
+        given = (parts.bank, parts.worklist, parts.bounder, some_data(200), 0.01, result)
+        propose_specific(*given)
+        for name, found in parts.bank.stack.items():
+            assert torch.equal(found[chosen], whole.bank.stack[name][chosen]), name
 
 
 @pytest.mark.parametrize("hidden", [(), (3,)])
