@@ -14,7 +14,7 @@ from advrepair.core.bounding import padded
 from advrepair.core.box import Box
 
 STEPS = 40
-INPUTS = 512  # that patches should leave alone
+INPUTS = 256  # that patches should leave alone
 _AT_ONCE = 16  # patches, always so many: the last bits may depend on it
 _WIDTH = 0.1  # what a unit of change inside the boxes costs, in units of the squared error
 _ENOUGH, _WEIGHT = 0.8, 3.0  # where f should only not be large: how large, how much more it counts
