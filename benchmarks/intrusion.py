@@ -61,7 +61,10 @@ class Case:
             return torch.func.vmap(bank.template.apply_tensors, (0, None))(stack, x)
 
     def largest(self) -> Tensor:
-        """Upper bounds of |P| over the boxes, [P]: exact for affine and for constant patches."""
+        """Upper bounds of |P| over the boxes, [P]: exact for affine and for constant patches.
+
+        Sound, up to rounding: the verifier bounds every output and its negative from below.
+        """
         box, outputs = self.problem.properties.box, self.network.base.outputs
         sides = torch.cat([torch.eye(outputs), -torch.eye(outputs)])
         C = sides.expand(len(box), -1, -1)

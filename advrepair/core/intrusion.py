@@ -101,8 +101,8 @@ def specific_stack(
 ) -> Stack:
     """Patches that add about value [q,K] in their boxes and about nothing where detectors are on.
 
-    With hidden layers they add exactly that in the boxes. Affine ones fall off as steeply as
-    lets them grow by half, and give back what the rows of N do not need then.
+    With hidden layers they add exactly that in the boxes. Affine ones fall off so steeply that
+    they grow by half at most, and give back what the rows of N do not need then.
     """
     if len(_layers(template)) > 1:
         return _ending(template, detectors, value)
