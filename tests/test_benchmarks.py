@@ -242,3 +242,23 @@ def test_every_start_is_timed(monkeypatch, capsys):
 def test_a_command_that_fails_is_not_timed():
     with pytest.raises(subprocess.CalledProcessError):
         startup.seconds(["-m", "advrepair", "plugins", "nonsense"], 1)
+
+
+def test_the_reference_is_least_and_keeps_its_promises():
+    pytest.importorskip("scipy")
+    from benchmarks.intrusion_lp import least_intrusion
+
+    noise = np.random.default_rng(0)
+    A, b, C = noise.normal(size=(2, 4)), -np.array([3.0, 2.0]), np.array([[1.0, -1, 0], [1, 0, -1]])
+    box, others = (np.full(4, 0.4), np.full(4, 0.6)), noise.uniform(size=(5, 4))
+    found = least_intrusion(A, b, C, box, others, 0.01)
+    assert found is not None
+    center, radius = np.full(4, 0.5), np.full(4, 0.1)
+    half = (0.01 - (A @ center - np.abs(A) @ radius + b)).max() / 2
+    constant = 2 * half  # the largest output in the box, and again at every other input
+    assert half - 1e-6 <= found.largest(radius) <= found.value <= constant + 1e-6
+    goal = found.largest(radius) + np.abs(found(others, center)).max(1).mean()
+    assert goal == pytest.approx(found.value, abs=1e-6)
+    corners = center + radius * (2 * noise.integers(0, 2, size=(200, 4)) - 1)
+    assert (corners @ A.T + b + found(corners, center) @ C.T >= 0.01 - 1e-6).all()
+    assert least_intrusion(A, b, 0 * C, box, others, 0.01) is None

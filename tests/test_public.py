@@ -67,6 +67,8 @@ ORDER = [
     "constant",
     "optimisers",
     "training",
+    "detecting",
+    "intrusion",
     "attacking",
     "covering",
     "branching",

@@ -28,7 +28,8 @@ class Problem:
     x_adv: [E,*S], property owner[e] is broken there; one of each property, unless said
     otherwise. row: [P], the row of the data set behind it, -1 if there is none. unseen: more
     counterexamples, none of them in x_adv, if they are known already: points and the property
-    of each. pieces: how the boxes were cut in the search for them.
+    of each. pieces: how the boxes were cut in the search for them. others: inputs that patches
+    should leave alone, [n,*S], and their labels, if that is asked for.
     """
 
     properties: PropertySet
@@ -37,6 +38,7 @@ class Problem:
     owner: Tensor = field(default=Factory(lambda self: torch.arange(len(self.x_adv)), True))
     unseen: tuple[Tensor, Tensor] | None = None
     pieces: Pieces | None = None
+    others: tuple[Tensor, Tensor] | None = None
 
     @property
     def broken(self) -> Tensor:

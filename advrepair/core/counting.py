@@ -10,10 +10,12 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from advrepair.core.detecting import INPUTS, STEPS
 from advrepair.core.graph import Network, Operation, size
 
 _SCALINGS = 3  # bounds of multiples of a patch in one epoch, core/training.py
 _SUMS = 12  # times that N's rows are read until a constant is proved
+_PARTS = 24  # times that the parts of a detector are read or written in a step
 _RELU, _ENDS = 6, 3  # times that rows are read or written at a ReLU, and for their least value
 
 
@@ -120,6 +122,12 @@ def proof(template: Network, count: int) -> Count:
     """The rigorous bound of N + P on one box, given the rows of N."""
     sums = (3 + _ENDS) * 8 * count * size(template.input_shape)
     return rows(template, count, True, own_weights=True) + Count(moved=sums)
+
+
+def detector(template: Network) -> Count:
+    """The search for one detector: two products with all inputs in each step."""
+    inputs = size(template.input_shape)
+    return STEPS * Count(single=4.0 * inputs * INPUTS, moved=4.0 * _PARTS * inputs)
 
 
 def constants(template: Network, count: int) -> Count:

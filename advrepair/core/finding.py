@@ -18,6 +18,7 @@ from advrepair.core.attacking import (
 from advrepair.core.bounding import Bounder
 from advrepair.core.config import Configuration
 from advrepair.core.data import Dataset
+from advrepair.core.detecting import INPUTS
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Around, inputs_around
 from advrepair.core.graph import Network, size
@@ -43,15 +44,29 @@ def find_problem(inputs: Inputs, plan: Configuration, run: Work, count: int | No
         parts.append(find_balls(inputs.network, inputs.data.repair, plan, run, count))
     if inputs.demanded is not None:
         parts.append(find_broken(inputs.network, inputs.demanded, plan, run))
+    others = None if inputs.data is None else others_of(inputs.data.repair, plan)
     if len(parts) == 1:
-        return parts[0]
+        return evolve(parts[0], others=others)
     whole, before = join(parts), len(parts[0].properties)
     pieces = parts[1].pieces
     return evolve(
         whole,
         unseen=shifted(parts[1].unseen, before),
         pieces=None if pieces is None else pieces.behind(whole.properties, before),
+        others=others,
     )
+
+
+def others_of(data: Dataset, plan: Configuration) -> tuple[Tensor, Tensor] | None:
+    """Inputs that patches should leave alone, [n,*S], and their labels; never of the test data.
+
+    Drawn by the seed alone, whatever is repaired. None unless the objective asks for them.
+    """
+    if plan.training.objective != "intrusion":
+        return None
+    order = torch.randperm(len(data), generator=generator(plan.run.seed, 10))
+    index = order[:INPUTS].sort().values
+    return data.images(index), data.labels[index]
 
 
 def find_broken(network: Network, demanded: PropertySet, plan: Configuration, run: Work) -> Problem:

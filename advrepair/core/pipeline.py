@@ -137,7 +137,7 @@ def repair(
     with run.stage("bounds", len(properties)):
         undecided = plan.screening.undecided == "repair"
         ground = cover(problem, bounder, plan.indicator, undecided)
-    results = _solved(ground, network, bounder, plan, run)
+    results = _solved(ground, problem.others, network, bounder, plan, run)
     bank, outcomes = results.bank(bounder.template), results.ordered()
     regions, assignment = ground.layout.regions, ground.assignment
     repaired = attach(network, properties, regions, assignment, plan.allocator, bank, fitted)
@@ -160,13 +160,18 @@ def repair(
 
 
 def _solved(
-    ground: Cover, network: Network, bounder: Bounder, plan: Configuration, run: Work
+    ground: Cover,
+    others: tuple[Tensor, Tensor] | None,
+    network: Network,
+    bounder: Bounder,
+    plan: Configuration,
+    run: Work,
 ) -> Results:
     """Patches, and what is proved about them; every shard that is done is kept on disk."""
     properties, samples = ground.properties, None
     if bool((properties.label < 0).any()):
         samples = samples_of(network, properties, plan)
-    solver = Solver(bounder, plan.refiner, plan.training, plan.run.seed, samples)
+    solver = Solver(bounder, plan.refiner, plan.training, plan.run.seed, samples, others)
     results = Results(ground.shards(bounder.template), run.checkpoint)
     found = results.found(solver)
     run.say(f"resuming: {found} of {len(ground.order)} patches are done")

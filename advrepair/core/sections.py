@@ -96,6 +96,12 @@ class Patch:
 class Training:
     """How patches are trained, and when to give up."""
 
+    objective: str = option(
+        "margin",
+        "margin: the first patch that is proved; intrusion: one that is small in its boxes and "
+        "near zero at other inputs of the data",
+        choices=("margin", "intrusion"),
+    )
     optimiser: str = option("polyak", "step rule; adam is the paper's", choices=("polyak", "adam"))
     lr: float = option(1.0, "step length: a factor for polyak, the learning rate for adam", above=0)
     epochs: int = option(10, "epochs in a round (the paper's R)", at_least=1)

@@ -17,6 +17,7 @@ from advrepair.core.covering import modest
 from advrepair.core.devices import CPU, moved, on
 from advrepair.core.files import versions
 from advrepair.core.interfaces import Refiner
+from advrepair.core.intrusion import propose_specific
 from advrepair.core.options import values
 from advrepair.core.patching import PatchBank, Stack, initial_stack, last_layer
 from advrepair.core.preserving import Decisions, propose
@@ -32,8 +33,8 @@ class Solver:
     """Solves shards, one at a time. It can be pickled, and solves the same way elsewhere.
 
     samples: for patches whose properties have no labels, inputs that N is right on, and what
-    it decides there. It computes on the device of the bounder; what it is given and what it
-    gives lies in memory.
+    it decides there. others: inputs that patches should leave alone, [n,*S], and their labels.
+    It computes on the device of the bounder; what it is given and what it gives lies in memory.
     """
 
     bounder: Bounder
@@ -41,6 +42,7 @@ class Solver:
     training: Training
     seed: int
     samples: tuple[Tensor, Decisions] | None = None
+    others: tuple[Tensor, Tensor] | None = None
 
     def settings(self) -> str:
         """All that an outcome depends on beside its shard, as text."""
@@ -57,6 +59,7 @@ class Solver:
             "seed": self.seed,
             "device": bounder.device.type,
             "samples": None if self.samples is None else _digest(*self.samples),
+            "others": None if self.others is None else _sha(*self.others).hexdigest(),
             "versions": versions("advrepair", "torch"),
         }
         return json.dumps(known, sort_keys=True)
@@ -73,7 +76,7 @@ class Solver:
         stack = initial_stack(self.bounder.template, shard.identifiers, self.seed)
         try:
             with on(device):
-                given = moved((shard, stack, self.samples), device)
+                given = moved((shard, stack, self.samples, self.others), device)
                 found = self._solve(bounder, *given)
             return moved(found, CPU)
         finally:
@@ -85,6 +88,7 @@ class Solver:
         shard: Shard,
         stack: Stack,
         samples: tuple[Tensor, Decisions] | None,
+        others: tuple[Tensor, Tensor] | None,
     ) -> Outcome:
         clock = [time.thread_time()]
         worklist = Worklist.start(shard, bounder)
@@ -94,6 +98,8 @@ class Solver:
         trained = Trained.nothing_yet(len(bank))
         if samples is not None:
             propose(bank, worklist, bounder, samples, trained)
+        if others is not None:
+            propose_specific(bank, worklist, bounder, others, self.training.margin, trained)
         train(bank, worklist, bounder, self.refiner, self.training, trained)
         clock.append(time.thread_time())
         found = stated(bank, worklist, bounder, own, trained)
@@ -102,10 +108,16 @@ class Solver:
 
 
 def _digest(x: Tensor, decisions: Decisions) -> str:
-    found = hashlib.sha256(decisions.decide.__qualname__.encode())
-    for tensor in (x, decisions.outputs):
-        found.update(tensor.contiguous().numpy().data)
+    found = _sha(x, decisions.outputs)
+    found.update(decisions.decide.__qualname__.encode())
     return found.hexdigest()
+
+
+def _sha(*tensors: Tensor) -> hashlib._Hash:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.contiguous().numpy().data)
+    return found
 
 
 def stated(

@@ -8,7 +8,7 @@ from attrs import frozen
 from advrepair.core.attacking import balls
 from advrepair.core.bounding import bytes_per_box, bytes_per_patch, chunks
 from advrepair.core.config import Configuration
-from advrepair.core.counting import Count, constants, epoch, forward, proof, rows
+from advrepair.core.counting import Count, constants, detector, epoch, forward, proof, rows
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.options import values
@@ -117,6 +117,8 @@ def counts(setting: Setting) -> dict[str, tuple[Count, float]]:
     attacked = n * (climb + steps * deployed) if plan.certification.attack else Count()
     boxes, read = max(n, _LEAST * shards), Count(moved=3 * 8 * network.parameters_count)
     trained = n * (epochs * epoch(setting.template, setting.rows))
+    if plan.training.objective == "intrusion" and setting.balls:
+        trained = n * detector(setting.template)
     trained += n * proof(setting.template, setting.rows)
     held = n * constants(setting.template, setting.rows)
     return {

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from attrs import evolve
-from problems import Mixed, a_problem, some_parts
+from problems import Mixed, a_problem, some_data, some_parts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -90,13 +90,13 @@ def elsewhere(monkeypatch):
     return mode
 
 
-def outcomes(device, problem=None, budget=None, samples=None, **options):
+def outcomes(device, problem=None, budget=None, samples=None, others=None, **options):
     problem = problem or a_problem()
     parts = some_parts(problem, **options)
     indicator = options.get("indicator") or PropertyGuided()
     shards = cover(problem, parts.bounder, indicator, False).shards(parts.bounder.template)
     bounder = evolve(parts.bounder, device=torch.device(device))
-    solver = Solver(bounder, GradientWidth(), budget or Training(), 0, samples)
+    solver = Solver(bounder, GradientWidth(), budget or Training(), 0, samples, others)
     return [solver(shard) for shard in shards]
 
 
@@ -110,6 +110,8 @@ CASES = {
         "indicator": Mixed(),
         "budget": Training(epochs=2, rounds=4, split=2),
     },
+    "intrusion": {"others": some_data(40)},
+    "intrusion, hidden": {"others": some_data(40), "hidden": (2,)},
     "fallback": {"budget": Training(epochs=1, rounds=1, lr=1e-9, scale=False)},
 }
 
