@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advrepair.core.bounding import Batch, Bounder
+from advrepair.core.batches import Batch
+from advrepair.core.bounding import Bounder
 from advrepair.core.box import dot
 from advrepair.core.constant import proved_patches
 from advrepair.core.detecting import Detectors, fitted
