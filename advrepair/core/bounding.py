@@ -20,7 +20,8 @@ from advrepair.core.rounding import Rounding, above, gamma
 from advrepair.core.types import LinearBound
 
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
-_FEW = 8  # boxes at least, unless they are large: one at a time is slow for other reasons
+_FEW = 8  # boxes in a chunk, unless they are large: one at a time is slow for other reasons
+_LEAST = 4  # to which fewer are filled up: very small batches compute otherwise
 _LARGE_BYTES = 2**30
 # What all boxes share is worked out once a chunk, so many boxes are better, if they are not wide.
 _MANY = 512
@@ -150,7 +151,7 @@ class Bounder:
         with torch.no_grad():
             each = bytes_per_box(self.network, C.shape[1])
             parted = chunks(len(box), each, self.memory)
-            length = max(len(parted[0]), 2, min(_FEW, _LARGE_BYTES // each))
+            length = max(len(parted[0]), 2, min(_LEAST, _LARGE_BYTES // each))
             for index in parted:
                 full = padded(index, length)
                 part = box[full].to(dtype)

@@ -55,24 +55,21 @@ class _Balls:
             return self._of_network().amin(1)
         ball, regions = self.asked.box, self.function.regions
         which, region = regions.box.meets(ball).T
-        whole = _within(ball[which], regions.box[region])
+        # What each region has of a ball; if that is the ball itself, nothing of it lies outside.
+        part = _shared(ball[which], regions.box[region])
+        rest = (part.lower != ball.lower[which]) | (part.upper != ball.upper[which])
         outside = torch.ones(len(ball), dtype=torch.bool)
-        outside[which[whole]] = False
+        outside[which[~rest.flatten(1).any(1)]] = False
         found = torch.full((len(ball),), torch.inf, dtype=torch.float64)
         index = outside.nonzero()[:, 0]
         if len(index):
             found[index] = _Balls(self.function, self.bounder, self.asked[index])._outside()
-        for i, r in zip(which.tolist(), region.tolist(), strict=True):
-            found[i] = torch.minimum(found[i], self._inside(self.function, i, r))
+        for number, i in enumerate(which.tolist()):
+            one, here = self.asked[torch.tensor([i])], part[torch.tensor([number])]
+            patch = regions.patch[region[number : number + 1]]
+            rows, _ = least_rows(self.function, self.bounder, one, here, patch)
+            found[i] = torch.minimum(found[i], rows.nan_to_num(-torch.inf).min())
         return found
-
-    def _inside(self, function: RepairedNetwork, ball: int, region: int) -> Tensor:
-        """What one region has of one ball."""
-        one, other = self.asked[torch.tensor([ball])], function.regions
-        lower = torch.maximum(one.box.lower, other.box.lower[region])
-        upper = torch.minimum(one.box.upper, other.box.upper[region])
-        box, patch = Box(lower, upper), other.patch[region : region + 1]
-        return least_rows(function, self.bounder, one, box, patch)[0].nan_to_num(-torch.inf).min()
 
     def _outside(self) -> Tensor:
         """As if no region were there: [B]."""
@@ -97,7 +94,6 @@ class _Balls:
         return least.masked_fill(own, torch.inf)
 
 
-def _within(inner: Box, outer: Box) -> Tensor:
-    """Whether boxes lie in others, pair by pair: bool [B]."""
-    low, high = inner.lower >= outer.lower, inner.upper <= outer.upper
-    return (low & high).flatten(1).all(1)
+def _shared(first: Box, second: Box) -> Box:
+    """What two boxes that meet have in common, pair by pair."""
+    return Box(torch.maximum(first.lower, second.lower), torch.minimum(first.upper, second.upper))
