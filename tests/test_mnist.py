@@ -12,7 +12,9 @@ from advrepair.cli import main
 from advrepair.core import pipeline
 from advrepair.core.config import resolve
 from advrepair.core.data import load_data
+from advrepair.core.files import read_json
 from advrepair.core.finding import find_problem
+from advrepair.core.guarantees import guarantees
 from advrepair.core.inputs import read_inputs
 from advrepair.core.registry import Registry
 from advrepair.core.work import Work
@@ -104,3 +106,20 @@ def test_the_commands_of_the_readers(
     x, label = repaired_inputs(certified)
     with torch.no_grad():
         assert torch.equal(deployed(x).argmax(1), label)
+
+
+def test_unseen_images_are_proved_with_the_kernel(tmp_path: Path) -> None:
+    """Images that nobody repaired keep their label in whole balls, and accuracy is kept."""
+    points = ["kernel.points=10000", "kernel.attacked=60"]
+    flags = [flag for each in points for flag in ("--set", each)]
+    folder, network = tmp_path / "run", MNIST / "nets" / "fnn_small.onnx"
+    data = ["--data", str(MNIST / "mnist.npz"), "--epsilon", "0.1", "--count", "20"]
+    run = ["run", str(network), *data, "--allocator", "kernel", *flags, "--json"]
+    assert main([*run, "--out", str(folder)]) == 0
+    report = read_json(folder / "report.json")
+    assert report["properties"]["certified"] == 20 and report["metrics"]["DD"] <= 0.005
+    layer = [{"evaluation": {"limit": 200}}]
+    found = guarantees(folder, layer, [0.05, 0.1], Registry.load())
+    shares = [(each.repaired.value, each.unrepaired.value) for each in found]
+    assert shares[0][0] > 0.5 and shares[1][0] > 0.35
+    assert shares[0][1] < 0.1 and shares[1][1] == 0
