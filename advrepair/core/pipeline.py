@@ -78,7 +78,8 @@ def run(
     text = to_toml(configuration)
     place = Folder(folder)
     inputs = read_inputs(configuration.problem)
-    network, test = inputs.network, None if inputs.data is None else inputs.data.test
+    network, data = inputs.network, inputs.data
+    test, labelled = (None, None) if data is None else (data.test, data.repair)
     for line in in_plain_words(inputs):
         say(line)
     asked = configuration.run
@@ -88,13 +89,12 @@ def run(
     work = Work(progress, Checkpoint(place.partial), say=untold if place.began else say)
     try:
         check_bounds(network, configuration)
-        check_allocator(configuration, inputs.data is not None)
+        check_allocator(configuration, labelled)
         predicted = estimate(inputs, configuration)
         refuse(predicted, place.partial)
         for line in predicted.lines():
             say(line)
         problem = find_problem(inputs, configuration, work, configuration.problem.count)
-        labelled = None if inputs.data is None else inputs.data.repair
         result = repair(network, problem, configuration, work, test, labelled)
     except UsageError:
         place.discard()
@@ -110,7 +110,7 @@ def predict(configuration: Configuration, folder: Path) -> Estimate:
     """What a run would take; nothing is written. Raises UsageError as :func:`run` does."""
     inputs = read_inputs(configuration.problem)
     check_bounds(inputs.network, configuration)
-    check_allocator(configuration, inputs.data is not None)
+    check_allocator(configuration, None if inputs.data is None else inputs.data.repair)
     predicted = estimate(inputs, configuration)
     refuse(predicted, folder)
     return predicted

@@ -18,10 +18,14 @@ from advrepair.core.work import Work
 _HELD_SHARE = 0.1  # of the inputs, at most, where nearly all are to be remembered
 
 
-def check_allocator(plan: Configuration, data: bool) -> None:
-    """Raises UsageError, before any work, for a smooth allocator without labelled inputs."""
-    if isinstance(plan.allocator, SmoothAllocator) and not data:
+def check_allocator(plan: Configuration, data: Dataset | None) -> None:
+    """Raises UsageError, before any work, for a smooth allocator with too few labelled inputs."""
+    if not isinstance(plan.allocator, SmoothAllocator):
+        return
+    if data is None:
         raise no_inputs(plan.allocator)
+    if plan.allocator.points > len(data):
+        raise _too_many(plan.allocator, data)
 
 
 def no_inputs(allocator: SmoothAllocator) -> UsageError:
@@ -76,9 +80,7 @@ def points_of(
     rest = rest[drawn]
     more = max(0, allocator.points - len(repaired))
     if more > len(rest):
-        raise UsageError(
-            f"{allocator.name}.points is {allocator.points}: {data.name} has {len(data)} inputs"
-        )
+        raise _too_many(allocator, data)
     keep = len(rest) - more < allocator.validation
     held = min(allocator.validation, len(rest) - more)
     if keep:
@@ -93,4 +95,11 @@ def points_of(
         keep=keep and first < more,
         clip=clip,
         noise=generator(plan.run.seed, 12),
+    )
+
+
+def _too_many(allocator: SmoothAllocator, data: Dataset) -> UsageError:
+    return UsageError(
+        f"{allocator.name}.points is {allocator.points}: {data.name} has {len(data)} inputs; ask "
+        "for so many at most"
     )
