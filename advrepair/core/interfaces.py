@@ -259,7 +259,8 @@ class SmoothAllocator(Allocator):
         """Lower bounds of ``F_label - F_k`` on each box, [B,K]; infinity for the label itself.
 
         label: [B]. margins: lower bounds of the same differences of the base network, [B,K],
-        in float64. Must be sound for the function as it is computed, and say why.
+        in float64; -inf where nothing is known, not even that the network does not overflow.
+        Must be sound for the function as it is computed, and say why.
         """
 
     def told(self, centres: Centres) -> dict[str, float]:

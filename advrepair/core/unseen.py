@@ -27,7 +27,7 @@ def least_margins(
     """Rigorous lower bounds of the least ``F_label - F_k`` over each ball, [P], in float64.
 
     bounder: of the network of function, and of its patches. asked: balls with a label, all of
-    whose rows are such differences. -inf where nothing is known.
+    whose rows are such differences. -inf where nothing is known, and where there is no label.
     Sound: every point of a ball lies in a region or in none. What a region has of the ball is
     bounded with that region's patch on, whether or not an earlier region decides there. The
     rest is bounded as if it were the whole ball: by N where the allocator never changes
@@ -36,7 +36,8 @@ def least_margins(
     found = []
     for index in torch.arange(len(asked)).split(_AT_ONCE):
         part = asked[index]
-        found.append(_Balls(function, bounder, part).least())
+        least = _Balls(function, bounder, part).least()
+        found.append(least.masked_fill(part.label < 0, -torch.inf))
         advance(len(index))
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
@@ -68,7 +69,9 @@ class _Balls:
             one, here = self.asked[torch.tensor([i])], part[torch.tensor([number])]
             patch = regions.patch[region[number : number + 1]]
             rows, _ = least_rows(self.function, self.bounder, one, here, patch)
-            found[i] = torch.minimum(found[i], rows.nan_to_num(-torch.inf).min())
+            least = rows.min()
+            known = torch.where(least.isfinite(), least, -torch.inf)
+            found[i] = torch.minimum(found[i], known)
         return found
 
     def _outside(self) -> Tensor:
@@ -78,19 +81,23 @@ class _Balls:
         if isinstance(allocator, SmoothAllocator) and isinstance(function, RepairedNetwork):
             box, label = self.asked.box, self.asked.label
             least = allocator.least(box, label, self._of_network(), function.centres)
-            return least.nan_to_num(-torch.inf, posinf=torch.inf).amin(1)
+            return least.nan_to_num(-torch.inf, torch.inf, -torch.inf).amin(1)
         if isinstance(function, RepairedNetwork) and function.allocator.most(function.centres):
             return torch.full((len(self.asked),), -torch.inf, dtype=torch.float64)
         return self._of_network().amin(1)
 
     def _of_network(self) -> Tensor:
-        """Lower bounds of N_label - N_k, [B,K]; infinity for the label itself."""
+        """Lower bounds of N_label - N_k, [B,K]; infinity for the label itself.
+
+        -inf where nothing is known, not even that N does not overflow.
+        """
         box, label, outputs = self.asked.box, self.asked.label, self.bounder.network.outputs
         eye = torch.eye(outputs, dtype=box.lower.dtype)
         C = eye[label][:, None] - eye[None]
         rows = self.bounder.base(box, C, C.new_zeros(C.shape[:2]), rigorous=True)
         own = torch.arange(outputs)[None] == label[:, None]
-        least = rows.minimum_rigorous(box).nan_to_num(-torch.inf)
+        least = rows.minimum_rigorous(box)
+        least = torch.where(least.isfinite(), least, -torch.inf)
         return least.masked_fill(own, torch.inf)
 
 

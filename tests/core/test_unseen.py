@@ -122,6 +122,30 @@ def test_the_interface_says_the_same():
     assert (wrong < 0).all()
 
 
+def test_the_kernel_proves_nothing_where_the_network_overflows():
+    model, parts = a_repair(evolve(KERNEL, weight=50.0))
+    base = copy.deepcopy(model.base)
+    for name, value in base.tensors.items():
+        value.mul_(1e30 if name.endswith("weight") else 1.0)
+    huge = RepairedNetwork(
+        base, model.bank, model.regions, model.assignment, model.centres, model.allocator
+    ).eval()
+    asked = unseen(epsilon=0.0)
+    smooth = huge.smooth(asked.center)
+    assert bool(smooth.any()) and not huge(asked.center)[smooth].isfinite().all()
+    kept = evolve(asked, label=model(asked.center).argmax(1))
+    least = least_margins(huge, evolve(parts.bounder, network=base), kept)
+    assert (least[smooth] == -torch.inf).all()
+
+
+def test_what_has_no_label_is_not_proved():
+    model, parts = a_repair(KERNEL)
+    asked = unseen(epsilon=0.0)
+    asked = evolve(asked, label=torch.full_like(asked.label, -1))
+    for function in (model, model.base):
+        assert (least_margins(function, parts.bounder, asked) == -torch.inf).all()
+
+
 # As deployed --------------------------------------------------------------------------------
 
 

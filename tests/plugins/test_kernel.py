@@ -202,6 +202,93 @@ def test_what_is_not_known_of_the_network_is_not_proved():
     assert bound[0, 1] == pytest.approx(torch.tensor(0.01 / 1.01).log().item())
 
 
+# What is deployed ---------------------------------------------------------------------------
+
+
+def broken(found: dict[str, Tensor], x: Tensor, logits: Tensor, trust: float) -> tuple[int, int]:
+    """How often a difference of F at x is not above what is proved of x alone; proofs above 0."""
+    outputs, hits, proofs = Kernel(trust=trust).outputs(x, logits, centres(found)), 0, 0
+    for label in range(K):
+        margins = (logits[:, label, None] - logits).double()
+        box, labels = Box(x, x), torch.full((len(x),), label)
+        least = least_difference(trust, box, labels, margins, found)
+        seen = (outputs[:, label, None] - outputs).double()
+        other = torch.arange(K) != label
+        hits += int((~(least <= seen) & (least > -torch.inf))[:, other].sum())
+        proofs += int((least[:, other] > 0).sum())
+    return hits, proofs
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"temperature": 1e-38},
+        {"weight": 1e39},
+        {"scale": 1e39},
+        {"scale": 1e-45},
+        {"low": 1e30},
+        {"low": 1e-40},
+    ],
+)
+def test_nothing_is_proved_of_numbers_that_the_format_does_not_hold(numbers):
+    x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    found, logits = fitted(0, **numbers), torch.zeros(4, K)
+    assert broken(found, x, logits, 0.01) == (0, 0)
+
+
+def test_nothing_is_proved_of_points_that_overflow():
+    found, x = fitted(0), torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    found["map"] = found["map"] * 1e38
+    assert broken(found, x, torch.zeros(4, K), 0.01) == (0, 0)
+
+
+@pytest.mark.parametrize("trust", [1.0, 1e-6, 1e-12, 1e-17, 1e-20, 1e-30, 1e-44, 1e-60])
+@pytest.mark.parametrize("apart", [1.0, 17.0, 37.5, 60.0, 110.0])
+def test_little_trust_is_bounded_as_it_is_computed(trust, apart):
+    x = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    logits = torch.tensor([[0.0, -apart, -apart], [-apart, 0.0, -2 * apart], [0.0, 0.0, -apart]])
+    hits, proofs = broken(fitted(0, weight=0.01), x, logits, trust)
+    assert not hits and (proofs > 0) == (trust > 2.0**-60)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_a_ramp_that_has_hardly_begun_errs_as_much_as_any(scale):
+    """Its beginning is rounded to the float below, so one float further it is twice as high.
+
+    The points lie so that the exact feature falls to one, and twice of it to the other.
+    """
+    low, count = 0.5 + 2.0**-25, 16
+    x = torch.full((1, *SHAPE), 0.5 + 2.0**-24)
+    near = 2 * count * scale * 2.0**-25
+    points = (torch.tensor([[near / 2], [near], [4 * near]])).half()
+    found = fitted(0, low=low, scale=scale, temperature=near**2 / 1e6, weight=1.0) | {
+        "map": torch.ones(count, 1),
+        "points": points,
+        "square": points.double().square().sum(1).float(),
+        "counts": torch.ones(K, dtype=torch.long),
+    }
+    logits = torch.zeros(1, K)
+    exact, ours = (
+        plainly(found, x, logits, 1.0),
+        Kernel(trust=1.0).outputs(x, logits, centres(found)),
+    )
+    assert exact.argmax() == 0 and ours.argmax() == 1
+    assert broken(found, x, logits, 1.0)[0] == 0
+
+
+def test_a_network_that_may_overflow_is_not_proved_by_the_kernel_alone():
+    """Its softmax is NaN there, and so is F."""
+    found, noise = fitted(0, weight=50.0), torch.Generator().manual_seed(0)
+    box = Box.around(torch.rand(4, *SHAPE, generator=noise), 0.0, (0.0, 1.0))
+    for label in range(K):
+        labels = torch.full((4,), label)
+        for nothing in (-torch.inf, torch.nan):
+            margins = torch.zeros(4, K, dtype=torch.float64)
+            margins[:, (label + 1) % K] = nothing
+            least = least_difference(0.01, box, labels, margins, found)
+            assert (least[:, torch.arange(K) != label] == -torch.inf).all()
+
+
 # The fit ------------------------------------------------------------------------------------
 
 
