@@ -67,15 +67,18 @@ def python(*arguments: str | Path, cwd: Path, path: Path | None = None, code: in
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=300,
+        )
+    except subprocess.TimeoutExpired as late:
+        pytest.fail(f"{arguments} did not end\n{late.stdout!r}\n{late.stderr!r}")
     shown = f"{arguments} gave {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert done.returncode == code, shown
     return done.stderr if code else done.stdout

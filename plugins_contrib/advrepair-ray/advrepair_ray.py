@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 DISTRIBUTIONS = ("advrepair", "advrepair-ray", "torch")  # the same ones give the same bytes
 _KNOCK_SECONDS = 10.0
 _PROBE_SECONDS = 120.0
+_HEED_SECONDS = 5.0  # a cancelled task is given to end
 _LOOK_SECONDS = 5.0  # a cluster may grow: its processors are counted again after so long
 
 
@@ -80,8 +81,8 @@ class RayExecutor(Executor):
             finally:
                 # The end of a connection ends its tasks. Ray may abort the process if it is told
                 # to cancel one whose result is on its way and then disconnects.
-                for left in open_ if outlives else ():
-                    ray.cancel(left)
+                if outlives and open_:
+                    _drop(ray, list(open_))
 
     @contextmanager
     def _cluster(self) -> Iterator[Any]:
@@ -243,6 +244,15 @@ def _losses(ray: Any) -> tuple[type[Exception], ...]:
         known.OutOfMemoryError,
         known.LocalRayletDiedError,
     )
+
+
+def _drop(ray: Any, left: list[Any]) -> None:
+    """Cancel tasks, and kill the workers of those that do not heed it."""
+    for task in left:
+        ray.cancel(task)
+    _, deaf = ray.wait(left, num_returns=len(left), timeout=_HEED_SECONDS)
+    for task in deaf:
+        ray.cancel(task, force=True)
 
 
 def _raise(error: Any) -> NoReturn:
