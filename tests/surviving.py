@@ -196,7 +196,7 @@ def _fork(arguments: list[str], trouble: dict[str, Any], place: Path) -> dict[st
         "code": os.waitstatus_to_exitcode(status),
         "out": names["out"].read_text(),
         "err": names["err"].read_text(),
-        "steps": int(steps),
+        "steps": int(steps or 0),  # empty: killed after the file was opened, before the number
         "seconds": time.monotonic() - begin,
     }
 
