@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import evolve
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -163,7 +162,7 @@ def certify(
     data = make_dataset("x", given, labels, shape, dtype, clip, outputs)
     images = data.images()
     kept = data.labels if label is not None else _decisions(repaired, images)
-    bounder = evolve(make_bounder(base, plan), template=repaired.bank.template)
+    bounder = make_bounder(base, plan, repaired)
     return least_margins(repaired, bounder, robustness(images, kept, epsilon, outputs, clip=clip))
 
 

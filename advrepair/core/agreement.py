@@ -97,9 +97,10 @@ def check_routed(model: bytes, repaired: RepairedNetwork, x: Tensor) -> Agreemen
                 f"the ONNX file routes {wrong} of {len(x)} inputs otherwise than the repaired "
                 "network: nothing was written; please report it"
             )
-        base = repaired.base(x)
-        ours = repaired.bank.add_to(base, x, route)
-        ours = repaired.smoothed(ours, x, base, repaired.smooth(x))
+        seen = repaired.seen(x)
+        base = repaired.tail(seen)
+        ours = repaired.bank.add_to(base, seen, route)
+        ours = repaired.smoothed(ours, seen, base, repaired.smooth(x))
         return _compare("ONNX", y, ours, base)
 
 

@@ -96,6 +96,7 @@ def least_rows(
     C, d, group = (
         part.expand(len(box), *part.shape[1:]) for part in (asked.C, asked.d, asked.group)
     )
+    box = bounder.seen(box)
     rows = bounder.base(box, C, d, rigorous=True)
     least = rows.minimum_rigorous(box)
     for number in patch[patch >= 0].unique().tolist():

@@ -41,9 +41,12 @@ def write_repaired(path: Path, repaired: RepairedNetwork) -> None:
     for name in ("x", "logits", "label", "target", "patch"):
         tensors[f"centres/{name}"] = getattr(centres, name)
     tensors |= {f"allocator/{name}": t for name, t in centres.fitted.items()}
+    if repaired.at:
+        tensors["inputs/center"] = repaired.center
     header = {
         "format": FORMAT,
         "base": repaired.base.structure(),
+        "at": repaired.at,
         "patch": repaired.bank.template.structure(),
         "patches": list(repaired.assignment.names),
         "allocator": {"name": repaired.allocator.name, "options": values(repaired.allocator)},
@@ -81,6 +84,8 @@ def _rebuilt(
         Assignment(centres["patch"], tuple(header["patches"])),
         Centres(**centres, patches=len(header["patches"]), fitted=part("allocator/")),
         allocator,  # type: ignore[arg-type]
+        header["at"],
+        tensors.get("inputs/center"),
     )
 
 

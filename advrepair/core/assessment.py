@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from advrepair.core.attacking import Problem, balls, generator, perturb
@@ -186,8 +186,6 @@ class Assessor:
     def _certified(self, subject: str, bounder: Bounder, asked: PropertySet) -> Share:
         """Unseen inputs whose whole ball is proved to keep their label."""
         function = self._subjects.get(subject) or self.repaired.base
-        if isinstance(function, RepairedNetwork):
-            bounder = evolve(bounder, template=function.bank.template)
 
         def unproved(part: PropertySet, noise: torch.Generator) -> Tensor:
             return ~(least_margins(function, bounder, part) > 0)

@@ -13,6 +13,7 @@ from advrepair.core.batches import Batch, Hidden, hidden_layers, patch_rows
 from advrepair.core.box import Box, dot
 from advrepair.core.devices import CPU, moved, on
 from advrepair.core.errors import PluginError, UsageError
+from advrepair.core.front import Front
 from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, StagedBoundFn, Verifier
 from advrepair.core.patching import Stack
@@ -92,7 +93,8 @@ class Bounder:
     """Bounds for one repair: the verifier for training, the certifier for the proof.
 
     memory: budget of a chunk, in bytes. device: where rows of N are computed; what comes in
-    and what goes out lies where it did.
+    and what goes out lies where it did. front: where patches see features, the layers before
+    these; network is the tail behind it then, and boxes are those of :meth:`seen`.
     """
 
     network: Network
@@ -102,6 +104,7 @@ class Bounder:
     rounding: Rounding
     memory: int
     device: torch.device = CPU
+    front: Front | None = None
     _functions: dict[str, BoundFn] = field(factory=dict, init=False)
     _there: Bounder | None = field(default=None, init=False)
 
@@ -121,7 +124,7 @@ class Bounder:
     def __reduce__(self) -> tuple[type[Bounder], tuple[Any, ...]]:
         """Pickled without what the verifiers prepared: it is prepared again."""
         parts = (self.network, self.template, self.verifier, self.certifier, self.rounding)
-        return Bounder, (*parts, self.memory, self.device)
+        return Bounder, (*parts, self.memory, self.device, self.front)
 
     def there(self) -> Bounder:
         """The same with its networks on the device, for what lies there, too; made once."""
@@ -133,6 +136,13 @@ class Bounder:
     def one_verifier(self) -> bool:
         """Whether the proof's rows can serve the training too."""
         return self.verifier == self.certifier
+
+    def seen(self, box: Box) -> Box:
+        """Boxes of what patches see of inputs in a box: the box itself, or of the features.
+
+        Sound: see :meth:`~advrepair.core.front.Front.box`.
+        """
+        return box if self.front is None else self.front.box(box)
 
     def base(self, box: Box, C: Tensor, d: Tensor, rigorous: bool) -> LinearBound:
         """Rows of N on each box, [B,M,*S]: float64 if rigorous, else the network's dtype.

@@ -130,6 +130,7 @@ class _Judge:
 
     def _exactly(self, index: int, x: Tensor) -> bool:
         asked, point = self.properties[torch.tensor([index])], Box(x[None], x[None])
+        point = self.bounder.seen(point)
         C, d = -asked.C.double(), -asked.d.double()
         rows = self.bounder.base(point, C, d, rigorous=True)
         with torch.no_grad():

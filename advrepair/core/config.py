@@ -63,6 +63,11 @@ class Configuration:
         return cast(Verifier, self.components["verifier"])
 
     @property
+    def front(self) -> Verifier:
+        """Bounds the layers before those whose result patches see."""
+        return cast(Verifier, self.components["front"])
+
+    @property
     def certifier(self) -> Verifier:
         """States the certificate; rigorous."""
         return cast(Verifier, self.components["certifier"])

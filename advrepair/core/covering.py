@@ -173,7 +173,7 @@ def _alone(problem: Problem, pieces: Pieces, bounder: Bounder) -> tuple[Tensor, 
         asked = asked[~problem.broken[pieces.owner] | (parent >= 0)]
         asked = torch.tensor(sorted(asked.tolist(), key=lambda i: names[int(pieces.owner[i])]))
     for index in asked.long().split(_AT_ONCE) if len(asked) else ():
-        box, owner = pieces.box[index], pieces.owner[index]
+        box, owner = bounder.seen(pieces.box[index]), pieces.owner[index]
         C, d = properties.C[owner], properties.d[owner]
         rows = bounder.base(box, C, d, rigorous=True) if known is None else known[index]
         margin = worst_margin(rows.minimum_rigorous(box), properties.group[owner])

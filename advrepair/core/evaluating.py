@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from torch import Tensor, nn
 
 from advrepair.core.assessment import Assessment, Assessor, Examples, Settings, Stage
@@ -100,7 +100,7 @@ def quick(
         own = trivial.own > 0  # N alone
         baseline = {"none": measured(base, own, None)}
         baseline["none"]["DD"] = None if test is None else 0.0
-        template = patch_template(base, ())
+        template = patch_template(repaired.tail, ())
         bank = PatchBank(template, constant_stack(template, trivial.constant))
         flat = repaired.with_patches(bank)
         served, held = repaired.centres.patch, own
@@ -133,8 +133,7 @@ def full(
     checkpoint: Checkpoint | None,
 ) -> Assessment:
     """The deployed function under an adaptive attacker; see :mod:`advrepair.core.assessment`."""
-    bounder = make_bounder(repaired.base, plan)
-    bounder = evolve(bounder, template=repaired.bank.template)
+    bounder = make_bounder(repaired.base, plan, repaired)
     return Assessor(repaired, examples, test, settings(plan), stage, checkpoint, bounder).run()
 
 
@@ -162,7 +161,7 @@ def read_examples(folder: Path, repaired: RepairedNetwork) -> Examples:
         group=proof["group"],
         label=repaired.centres.label,
         target=repaired.centres.target,
-        center=repaired.centres.x,
+        center=repaired.center,
         names=tuple(each["name"] for each in stated),
     )
     try:

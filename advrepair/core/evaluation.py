@@ -150,13 +150,14 @@ def routing(repaired: RepairedNetwork, problem: Problem) -> Rates:
         right = 0
         for x, index in zip(points[chosen].split(_AT_ONCE), owner.split(_AT_ONCE), strict=True):
             with torch.no_grad():
-                logits = repaired.base(x)
+                seen = repaired.seen(x)
+                logits = repaired.tail(seen)
             if isinstance(repaired.allocator, SmoothAllocator):
                 with torch.no_grad():
-                    outputs = repaired.allocator.outputs(x, logits, repaired.centres)
+                    outputs = repaired.allocator.outputs(seen, logits, repaired.centres)
                 right += int((outputs.argmax(1) == label[index]).sum())
                 continue
-            gates = repaired.allocator.allocate(x, logits, repaired.centres)
+            gates = repaired.allocator.allocate(seen, logits, repaired.centres)
             own = gates.gather(1, repaired.centres.patch[index, None])[:, 0]
             wrong = (gates.float() @ serves.float()) > 0
             wrong[torch.arange(len(index)), label[index]] = False

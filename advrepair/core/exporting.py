@@ -204,7 +204,7 @@ def _kept(
         arrays["group"],
         centres.label,
         centres.target,
-        centres.x,
+        repaired.center,
         tuple(row["name"] for row in rows),
     )
     kind = registry.find("verifier", source["name"])

@@ -21,10 +21,12 @@ from advrepair.core.data import Dataset
 from advrepair.core.detecting import INPUTS
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Around, inputs_around
+from advrepair.core.front import Front
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.layout import Pieces
-from advrepair.core.patching import patch_template
+from advrepair.core.parting import parted
+from advrepair.core.patching import RepairedNetwork, patch_template
 from advrepair.core.preserving import Decisions, sampled
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.rounding import Rounding
@@ -146,16 +148,26 @@ def find_balls(
     return problem
 
 
-def make_bounder(network: Network, plan: Configuration) -> Bounder:
-    """Bounds as a configuration wants them; raises UsageError for a level that does not fit."""
+def make_bounder(
+    network: Network, plan: Configuration, repaired: RepairedNetwork | None = None
+) -> Bounder:
+    """Bounds as a configuration wants them, for its patches or for those of a repaired network.
+
+    Raises UsageError for a level that does not fit, or a layer that does not part the network.
+    """
+    at, rounding = repaired.at if repaired else plan.patch.at, rounding_of(network, plan)
+    parts = parted(network, at) if at else None
+    tail = parts.tail if parts else network
+    template = repaired.bank.template if repaired else patch_template(tail, plan.patch.hidden)
     return Bounder(
-        network,
-        patch_template(network, plan.patch.hidden),
+        tail,
+        template,
         plan.verifier,
         plan.certifier,
-        rounding_of(network, plan),
+        rounding,
         int(plan.run.memory * 2**30),
         torch.device(plan.run.device),
+        Front(parts.front, plan.front, rounding) if parts else None,
     )
 
 

@@ -64,7 +64,7 @@ def guarantees(
     test = load_data(source, base.input_shape, base.dtype, clip, base.outputs).test
     if test is None:
         raise UsageError(f"{source} has no x_test and y_test: unseen inputs are taken from those")
-    bounder = evolve(make_bounder(base, plan), template=repaired.bank.template)
+    bounder = make_bounder(base, plan, repaired)
     index = torch.arange(min(plan.evaluation.limit, len(test)))
     work, found = Work(progress), []
     for epsilon in radii:

@@ -64,8 +64,10 @@ def insight(
 @torch.no_grad()
 def _outputs(repaired: RepairedNetwork, stack: Stack, x: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs of each property's patch and of N, [P,n,K] each, on x [P,n,*S]."""
-    base = repaired.base(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-    return torch.func.vmap(repaired.bank.template.apply_tensors)(stack, x), base
+    seen = repaired.seen(x.flatten(0, 1))
+    base = repaired.tail(seen).unflatten(0, x.shape[:2])
+    seen = seen.unflatten(0, x.shape[:2])
+    return torch.func.vmap(repaired.bank.template.apply_tensors)(stack, seen), base
 
 
 def _forced(

@@ -13,10 +13,12 @@ from advrepair.core.devices import Placed
 from advrepair.core.graph import INPUT, Network, Operation, size
 from advrepair.core.interfaces import Allocator, SmoothAllocator
 from advrepair.core.paired import paired
+from advrepair.core.parting import Parts, parted
 from advrepair.core.types import Assignment, Centres, PropertySet, Regions
 
 Stack = dict[str, Tensor]  # weights of several patches: name -> [Q, ...]
 _CHUNK_BYTES = 2**26  # of queries in flight
+_CENTRES = 1024  # centres that go through the network together
 _BUSY = 2**17  # multiplications for which a patch is worth a call of its own
 
 
@@ -159,7 +161,8 @@ class RepairedNetwork(Placed):
     """The deployed function: base network, patches and routing. A function of x alone.
 
     The first region that holds x says which patch is on, only that one or none; outside all
-    regions the allocator chooses, or a smooth one takes over.
+    regions the allocator chooses, or a smooth one takes over. Patches and allocators see x, or
+    where ``at`` names a layer what that gives, one row of features.
     """
 
     box_lower: Tensor
@@ -174,14 +177,21 @@ class RepairedNetwork(Placed):
         assignment: Assignment,
         centres: Centres,
         allocator: Allocator,
+        at: str = "",
+        center: Tensor | None = None,
     ) -> None:
+        """at: the layer that patches see. center: then, inputs [P,*S]; else those of centres."""
         super().__init__()
-        self.base, self.bank = base, bank
+        self.base, self.bank, self.at = base, bank, at
+        parts = parted(base, at) if at else None
+        self.front = parts.front if parts else None
+        self.tail = parts.tail if parts else base
         self.register_buffer("box_lower", regions.box.lower)
         self.register_buffer("box_upper", regions.box.upper)
         self.register_buffer("patch", regions.patch)
         self.assignment = assignment
         self.centres, self.allocator = centres, allocator
+        self.center = centres.x if center is None else center
         self._box = regions.box
         self._silent: tuple[Allocator, Centres, bool] | None = None
 
@@ -201,9 +211,13 @@ class RepairedNetwork(Placed):
     def with_patches(self, bank: PatchBank) -> RepairedNetwork:
         """The same with other patches, computed where this one is."""
         parts = (self.regions, self.assignment, self.centres, self.allocator)
-        found = RepairedNetwork(self.base, bank, *parts)
+        found = RepairedNetwork(self.base, bank, *parts, self.at, self.center)
         found.compute_on(self.device)
         return found
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What patches and allocators see of inputs [N,*S]: these, or their features [N,D]."""
+        return x if self.front is None else self.front(x)
 
     def route(self, x: Tensor, logits: Tensor) -> Tensor:
         """Patches of each query, bool [N,Q]; logits are the base network's."""
@@ -213,15 +227,17 @@ class RepairedNetwork(Placed):
         chosen = self.patch[home[inside]]
         gates[inside[chosen >= 0], chosen[chosen >= 0]] = True
         if len(outside):
-            gates[outside] = self.allocator.allocate(x[outside], logits[outside], self.centres)
+            seen = x[outside] if self._never() else self.seen(x[outside])
+            gates[outside] = self.allocator.allocate(seen, logits[outside], self.centres)
         return gates
 
     def compute(self, x: Tensor) -> Tensor:
         """Outputs [N,K] of inputs [N,*S]."""
-        logits: Tensor = self.base(x)
-        query, patch = self._pairs(x.detach(), logits.detach())
-        found = self.bank.add_pairs(logits, x, query, patch)
-        return self.smoothed(found, x, logits, self.smooth(x))
+        seen = self.seen(x)
+        logits: Tensor = self.tail(seen)
+        query, patch = self._pairs(x.detach(), seen.detach(), logits.detach())
+        found = self.bank.add_pairs(logits, seen, query, patch)
+        return self.smoothed(found, seen, logits, self.smooth(x))
 
     def smooth(self, x: Tensor) -> Tensor:
         """Queries that a smooth allocator answers, all that lie in no region: bool [N]."""
@@ -229,15 +245,15 @@ class RepairedNetwork(Placed):
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)
         return self.box.first(x.detach()) < 0
 
-    def smoothed(self, found: Tensor, x: Tensor, logits: Tensor, smooth: Tensor) -> Tensor:
+    def smoothed(self, found: Tensor, seen: Tensor, logits: Tensor, smooth: Tensor) -> Tensor:
         """Outputs, [N,K], with those of a smooth allocator put in where smooth [N] says so."""
         index = smooth.nonzero()[:, 0]
         if not len(index) or not isinstance(self.allocator, SmoothAllocator):
             return found
-        ours = self.allocator.outputs(x[index], logits[index], self.centres)
+        ours = self.allocator.outputs(seen[index], logits[index], self.centres)
         return found.index_copy(0, index, ours)
 
-    def _pairs(self, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _pairs(self, x: Tensor, seen: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The gates of :meth:`route` as pairs of a query and a patch, [.] each, in order.
 
         Without a number for every patch, of which there may be many thousand.
@@ -251,7 +267,7 @@ class RepairedNetwork(Placed):
         query, patch = inside[on], patch[on]
         if len(inside) < len(x) and not self._never():
             outside = (home < 0).nonzero()[:, 0]
-            gates = self.allocator.allocate(x[outside], logits[outside], self.centres)
+            gates = self.allocator.allocate(seen[outside], logits[outside], self.centres)
             row, chosen = gates.nonzero().T
             query, order = torch.cat([query, outside[row]]).sort(stable=True)
             patch = torch.cat([patch, chosen])[order]
@@ -274,12 +290,18 @@ def attach(
     allocator: Allocator,
     bank: PatchBank,
     fitted: Mapping[str, Tensor] | None = None,
+    parts: Parts | None = None,
 ) -> RepairedNetwork:
-    """Put network, patches and routing together. fitted: what a smooth allocator found."""
+    """Put network, patches and routing together. fitted: what a smooth allocator found.
+
+    parts: of the network, where patches see the features of its front.
+    """
+    front, tail = (parts.front, parts.tail) if parts else (nn.Identity(), network)
     with torch.no_grad():
-        logits = torch.cat([network(part) for part in properties.center.split(1024)])
+        seen = torch.cat([front(part) for part in properties.center.split(_CENTRES)])
+        logits = torch.cat([tail(part) for part in seen.split(_CENTRES)])
     centres = Centres(
-        x=properties.center,
+        x=seen,
         logits=logits,
         label=properties.label,
         target=properties.target,
@@ -287,7 +309,9 @@ def attach(
         patches=len(assignment),
         fitted=dict(fitted or {}),
     )
-    return RepairedNetwork(network, bank, regions, assignment, centres, allocator)
+    at = parts.at if parts else ""
+    known = (regions, assignment, centres, allocator, at, properties.center)
+    return RepairedNetwork(network, bank, *known)
 
 
 def patch_identifiers(properties: PropertySet, assignment: Assignment) -> tuple[str, ...]:

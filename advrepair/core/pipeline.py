@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
@@ -25,6 +26,8 @@ from advrepair.core.files import FORMAT, read_json, settle, write_json, write_te
 from advrepair.core.finding import find_problem, make_bounder, rounding_of, samples_of
 from advrepair.core.graph import Network
 from advrepair.core.inputs import anchored, in_plain_words, read_inputs
+from advrepair.core.interfaces import CompleteVerifier, SmoothAllocator
+from advrepair.core.parting import parted
 from advrepair.core.patching import RepairedNetwork, attach
 from advrepair.core.proof import Proof
 from advrepair.core.properties import refuse_contradictions
@@ -36,6 +39,8 @@ from advrepair.core.run_folder import Checkpoint, Folder
 from advrepair.core.run_folder import manifest as run_manifest
 from advrepair.core.solving import Solver
 from advrepair.core.work import Progress, Work, silent, untold
+
+_AT_ONCE = 256
 
 
 @frozen(eq=False)
@@ -140,7 +145,9 @@ def repair(
     results = _solved(ground, problem.others, network, bounder, plan, run)
     bank, outcomes = results.bank(bounder.template), results.ordered()
     regions, assignment = ground.layout.regions, ground.assignment
-    repaired = attach(network, properties, regions, assignment, plan.allocator, bank, fitted)
+    parts = parted(network, plan.patch.at) if plan.patch.at else None
+    known = (assignment, plan.allocator, bank, fitted, parts)
+    repaired = attach(network, properties, regions, *known)
     repaired.compute_on(network.device)
     proof = Proof.joined(results.shards, outcomes, bounder.template.units)
     attack = plan.attack if plan.certification.attack else None
@@ -171,7 +178,13 @@ def _solved(
     properties, samples = ground.properties, None
     if bool((properties.label < 0).any()):
         samples = samples_of(network, properties, plan)
-    solver = Solver(bounder, plan.refiner, plan.training, plan.run.seed, samples, others)
+    training = plan.training
+    if bounder.front is not None:  # what patches see of a part of a box is not a part of a box
+        training = evolve(training, split=0)
+        others = (
+            None if others is None else (_features(bounder.front.network, others[0]), others[1])
+        )
+    solver = Solver(bounder, plan.refiner, training, plan.run.seed, samples, others)
     results = Results(ground.shards(bounder.template), run.checkpoint)
     found = results.found(solver)
     run.say(f"resuming: {found} of {len(ground.order)} patches are done")
@@ -180,6 +193,11 @@ def _solved(
         for patches in results.solve(solver, plan.executor):
             advance(len(patches))
     return results
+
+
+def _features(front: Network, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([front(part) for part in x.split(_AT_ONCE)])
 
 
 def check_bounds(network: Network, plan: Configuration) -> None:
@@ -194,9 +212,26 @@ def check_bounds(network: Network, plan: Configuration) -> None:
     plan.executor.require()
     if plan.evaluation.scope == "full":
         plan.evaluation_attack.require()
-    plan.verifier.prepare(network)
-    plan.certifier.prepare(network, rounding_of(network, plan))
-    refuse_flight(network, plan, network.outputs - 1)
+    tail = network
+    if plan.patch.at:
+        check_layer(plan)
+        parts = parted(network, plan.patch.at)
+        plan.front.prepare(parts.front, rounding_of(network, plan))
+        tail = parts.tail
+    plan.verifier.prepare(tail)
+    plan.certifier.prepare(tail, rounding_of(network, plan))
+    refuse_flight(tail, plan, tail.outputs - 1)
+
+
+def check_layer(plan: Configuration) -> None:
+    """Raises UsageError for what cannot be done yet with patches that see a layer."""
+    if plan.problem.property:
+        raise UsageError("patch.at goes with --data: boxes of property files are cut in inputs")
+    for role, kind in (("certifier", CompleteVerifier), ("allocator", SmoothAllocator)):
+        if isinstance(chosen := plan.components[role], kind):
+            raise UsageError(
+                f"{role} {chosen.name!r} does not go with patch.at yet: it looks at inputs"
+            )
 
 
 def _write(path: Path, result: Repair) -> None:

@@ -24,9 +24,9 @@ from advrepair.core.types import (
 class Worklist:
     """The pieces that the patches of a shard have to prove; only the core splits them.
 
-    box: w pieces. owner: [w], the property of each. patch: [w], the patch that is on there.
-    node: [w], its leaf in the tree, whose first nodes are the pieces at the start. rows: of N
-    in the training dtype. proof: of N, float64 and rigorous. All [w,M,*S]. slope: uint8
+    box: what patches see of w pieces. owner: [w], the property of each. patch: [w], the patch
+    that is on there. node: [w], its leaf in the tree, whose first nodes are the pieces at the
+    start. rows: of N in the training dtype. proof: of N, float64 and rigorous. All [w,M,*S]. slope: uint8
     [R,U], N's slopes in the proof, of each node. modest: the boxes were cut before,
     and margins are claimed with something to spare.
     """
@@ -46,13 +46,14 @@ class Worklist:
     @classmethod
     def start(cls, shard: Shard, bounder: Bounder) -> Worklist:
         """N's rows on every piece, computed unless they are known."""
+        box = bounder.seen(shard.box)
         if shard.proof is None:
-            rows, proof = _base(bounder, shard.properties, shard.box, shard.owner)
+            rows, proof = _base(bounder, shard.properties, box, shard.owner)
         else:
             rows, proof = shard.proof.to(bounder.network.dtype), shard.proof
         return cls(
             shard.properties,
-            shard.box,
+            box,
             shard.owner,
             shard.patch,
             torch.arange(len(shard.owner)),

@@ -78,6 +78,7 @@ class Plan:
     certifier: str = option(
         "", "rigorous verifier of the certificate; empty: the verifier if rigorous, else deeppoly"
     )
+    front: str = option("interval", "rigorous verifier of the layers before patch.at")
     allocator: str = option("", "patches of inputs outside the balls; empty: the indicator's own")
     refiner: str = option("gradient-width", "says where to split what is not proved")
     attack: str = option("pgd", "searches for counterexamples")
@@ -90,6 +91,11 @@ class Patch:
     """What a patch network looks like."""
 
     hidden: tuple[int, ...] = option((), "sizes of the hidden layers; [] is affine", at_least=1)
+    at: str = option(
+        "",
+        "the layer whose result patches see; auto: the last before the fully connected ones; "
+        "empty: they see the input",
+    )
 
 
 @attrs.frozen
@@ -179,6 +185,7 @@ SECTIONS: dict[str, type] = {
 ROLES = {
     "verifier": "verifier",
     "certifier": "verifier",
+    "front": "verifier",
     "indicator": "indicator",
     "allocator": "allocator",
     "refiner": "refiner",

@@ -68,9 +68,10 @@ class FixedRoute(RowWise):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [N,K]; row i by the route of row i."""
-        logits = self.repaired.base(x)
-        found = self.repaired.bank.add_to(logits, x, self.route[:, :-1])
-        return self.repaired.smoothed(found, x, logits, self.route[:, -1])
+        seen = self.repaired.seen(x)
+        logits = self.repaired.tail(seen)
+        found = self.repaired.bank.add_to(logits, seen, self.route[:, :-1])
+        return self.repaired.smoothed(found, seen, logits, self.route[:, -1])
 
     def of_rows(self, index: Tensor) -> FixedRoute:
         """The same on some of the rows, [n]."""

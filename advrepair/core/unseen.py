@@ -91,7 +91,8 @@ class _Balls:
 
         -inf where nothing is known, not even that N does not overflow.
         """
-        box, label, outputs = self.asked.box, self.asked.label, self.bounder.network.outputs
+        box, label = self.bounder.seen(self.asked.box), self.asked.label
+        outputs = self.bounder.network.outputs
         eye = torch.eye(outputs, dtype=box.lower.dtype)
         C = eye[label][:, None] - eye[None]
         rows = self.bounder.base(box, C, C.new_zeros(C.shape[:2]), rigorous=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 
 from advrepair.core.artefacts import check_digest, read_repaired
 from advrepair.core.config import Configuration
@@ -79,9 +79,8 @@ class Files:
         base = function if isinstance(function, Network) else function.base
         for part in (function, base):
             part.compute_on(device_of(plan.run.device))
-        bounder = make_bounder(base, plan)
-        if isinstance(function, RepairedNetwork):
-            bounder = evolve(bounder, template=function.bank.template)
+        repaired = function if isinstance(function, RepairedNetwork) else None
+        bounder = make_bounder(base, plan, repaired)
         clip = clip_of(plan.problem)
         asked = {path: read_properties([path], base, clip) for path in plan.problem.property}
         for demanded, _ in asked.values():

@@ -12,6 +12,7 @@ from advrepair.core.counting import Count, constants, detector, epoch, forward, 
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.options import values
+from advrepair.core.parting import parted
 from advrepair.core.patching import patch_template
 from advrepair.core.shards import packed
 
@@ -29,9 +30,14 @@ _PAGE = 250_000  # bytes of report.html and what else is small
 
 @frozen
 class Setting:
-    """What a repair is about. tests: inputs for DD. balls: whether data are named."""
+    """What a repair is about. tests: inputs for DD. balls: whether data are named.
+
+    tail: what is bounded with the patches: the network, or where they see a layer what is
+    behind that.
+    """
 
     network: Network
+    tail: Network
     template: Network
     plan: Configuration
     properties: int
@@ -45,6 +51,19 @@ class Setting:
     def inputs(self) -> int:
         """S."""
         return size(self.network.input_shape)
+
+    @property
+    def seen(self) -> int:
+        """Numbers that a patch sees."""
+        return size(self.tail.input_shape)
+
+    @property
+    def front(self) -> Count:
+        """Faces of one box's features: a middle, a reach and a size, in float64."""
+        if self.tail is self.network:
+            return Count()
+        once = forward(self.network)
+        return Count(double=3 * once.single, moved=3 * 2 * once.moved)
 
     @property
     def width(self) -> int:
@@ -93,9 +112,11 @@ def setting_of(inputs: Inputs, plan: Configuration) -> Setting:
     if demanded is not None:
         rows_ = max(rows_ if data else 0, demanded.C.shape[1])
     files = 0 if demanded is None else len(demanded)
+    tail = parted(network, plan.patch.at).tail if plan.patch.at else network
     return Setting(
         network,
-        shapes(network, plan.patch.hidden),
+        tail,
+        shapes(tail, plan.patch.hidden),
         plan,
         asked + files,
         patches + files,
@@ -123,7 +144,10 @@ def counts(setting: Setting) -> dict[str, tuple[Count, float]]:
     held = n * constants(setting.template, setting.rows)
     return {
         "attack": (tried * climb, steps * tried / _AT_ONCE),
-        "bounds": (boxes * rows(network, setting.rows, True) + shards * read, shards),
+        "bounds": (
+            boxes * (rows(setting.tail, setting.rows, True) + setting.front) + shards * read,
+            shards,
+        ),
         "training": (trained, shards * epochs),
         "proof": (held, shards),
         "certification": (attacked, steps * -(-n // _AT_ONCE)),
@@ -167,7 +191,7 @@ def kept_bytes(setting: Setting) -> int:
     network, outputs = setting.network, setting.network.outputs
     patch = setting.patches * setting.template.parameters_count * width
     repaired = n * (3 * inputs + outputs * width + 40) + network.parameters_count * width
-    units = network.units + setting.template.units
+    units = setting.tail.units + setting.template.units
     demand = setting.rows * ((outputs + 1) * width + 8)
     certificate = n * (2 * inputs + demand + units + 60 + _TEXT)
     evaluation = n * (setting.examples * (inputs + 8) + outputs * width + 40)
@@ -188,7 +212,7 @@ def flight_bytes(setting: Setting) -> int:
     largest = max(setting.shards, default=0)
     q = largest * setting.pieces
     patch = largest * bytes_per_patch(setting.template, setting.rows, setting.pieces)
-    shard = patch + q * setting.rows * setting.inputs * 12 + _chunk(setting, q)
+    shard = patch + q * setting.rows * setting.seen * 12 + _chunk(setting, q)
     weights = setting.template.parameters_count * setting.width
     attack = min(n, _AT_ONCE) * (12 * inputs + weights)
     routing = _QUERIES * (3 * n + setting.patches + 12 * inputs)
@@ -200,9 +224,9 @@ def _chunk(setting: Setting, boxes: int) -> int:
 
     Rows in between are worked on in blocks that fit the cache.
     """
-    each = bytes_per_box(setting.network, setting.rows)
+    each = bytes_per_box(setting.tail, setting.rows)
     most = max((len(part) for part in chunks(boxes, each, 2**62)), default=0)
-    ends = 3 * setting.rows * setting.inputs + _ENDS_OF_UNIT * setting.network.units
+    ends = 3 * setting.rows * setting.seen + _ENDS_OF_UNIT * setting.tail.units
     return _BLOCKS + 8 * (most * ends + setting.network.parameters_count)
 
 

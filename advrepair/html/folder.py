@@ -112,7 +112,7 @@ def _check_lengths(
     certificate: Mapping[str, Any],
     repaired: RepairedNetwork,
 ) -> None:
-    count, patches = len(repaired.centres.x), len(repaired.bank)
+    count, patches = len(repaired.center), len(repaired.bank)
     lengths = {
         "row": count,
         "x_adv": len(_get(path, evaluation, "x_adv.property")),

@@ -60,7 +60,7 @@ def gallery(run: RunFolder) -> Gallery:
         return Gallery((), "There is no adversarial example to show.")
     chosen = [known[k] for k in choose([run.properties[i]["status"] for i in known])]
     index = torch.tensor(chosen, dtype=torch.long)
-    x, x_adv = run.repaired.centres.x[index], run.evaluation["x_adv"][first[index]]
+    x, x_adv = run.repaired.center[index], run.evaluation["x_adv"][first[index]]
     decide = DECISIONS[str(run.report["problem"].get("decision", "argmax"))]
     scale = _Scale.of(run.report["problem"].get("input_range"), x, x_adv)
     with torch.no_grad():

@@ -33,7 +33,7 @@ def flows(run: RunFolder) -> tuple[Figure, list[Flow], str] | None:
     spaced = torch.linspace(0, len(balls) - 1, min(len(balls), _MOST)).round().long().unique()
     index = balls[spaced]
     examples = run.evaluation["x_adv"][first.clamp(min=0)]
-    kinds = {"centres": run.repaired.centres.x, "adversarial examples": examples}
+    kinds = {"centres": run.repaired.center, "adversarial examples": examples}
     found = {label: _shares(run.repaired, x, index) for label, x in kinds.items()}
     rows = [(f"{label}, as deployed", shares[0]) for label, shares in found.items()]
     rows += [(f"{label}, by the allocator alone", shares[1]) for label, shares in found.items()]
@@ -57,9 +57,10 @@ def _shares(repaired: RepairedNetwork, x: Tensor, index: Tensor) -> list[list[fl
     counts = torch.zeros(2, len(WAYS))
     for part in index.split(_AT_ONCE):
         with torch.no_grad():
-            logits = repaired.base(x[part])
+            seen = repaired.seen(x[part])
+            logits = repaired.tail(seen)
             home = repaired.box.first(x[part]) >= 0
-            gates = repaired.allocator.allocate(x[part], logits, repaired.centres)
+            gates = repaired.allocator.allocate(seen, logits, repaired.centres)
             routed = gates.clone()
             routed[~home] = repaired.route(x[part][~home], logits[~home])
         counts[0] += _ways(repaired, part, routed, home)

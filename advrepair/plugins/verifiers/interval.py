@@ -28,7 +28,7 @@ class Interval(Verifier):
     name: ClassVar[str] = "interval"
     differentiable: ClassVar[bool] = True
     batchable: ClassVar[bool] = True
-    rigorous: ClassVar[bool] = False
+    rigorous: ClassVar[bool] = True
 
     def prepare(self, network: Network, rounding: Rounding | None = None) -> BoundFn:
         """Bounds for one network; see :class:`~advrepair.core.interfaces.Verifier`.
@@ -37,10 +37,15 @@ class Interval(Verifier):
         """
         from advrepair.plugins.verifiers.affine import check_supported
         from advrepair.plugins.verifiers.interval_arithmetic import propagate
+        from advrepair.plugins.verifiers.interval_rigorous import enclose
 
         check_supported(network, self.name)
+
+        def rigorous(params: Mapping[str, Tensor], box: Box, C: Tensor, d: Tensor) -> LinearBound:
+            assert rounding is not None
+            return enclose(network, params, box, C, d, rounding)
 
         def bound(params: Mapping[str, Tensor], box: Box, C: Tensor, d: Tensor) -> LinearBound:
             return propagate(network, params, box, C, d)
 
-        return bound
+        return bound if rounding is None else rigorous

@@ -1,0 +1,97 @@
+"""A network in two parts: a front, whose outputs patches see, and the tail behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import evolve, frozen
+
+from advrepair.core.errors import UsageError
+from advrepair.core.graph import INPUT, Network, Operation, size
+
+AUTO = "auto"
+_FEATURES = "features"  # the last operation of a front: its result as one row of numbers
+_NAMED = 12  # places that an error lists
+# What a fully connected tail is made of.
+_CONNECTED = frozenset({"linear", "relu", "leaky_relu", "sigmoid", "tanh", "scale", "reshape"})
+
+
+@frozen(eq=False)
+class Parts:
+    """``tail(front(x))`` is the network, operation by operation. at: where it was parted.
+
+    The front's outputs are D features; the tail's input is [D].
+    """
+
+    at: str
+    front: Network
+    tail: Network
+
+
+def parted(network: Network, at: str) -> Parts:
+    """The network in two parts behind the operation called at, or before its linear tail.
+
+    at: a name, or ``auto`` for the last place before the fully connected layers.
+    Raises UsageError where there is no such place, naming some that there are.
+    """
+    known = places(network)
+    if at == AUTO:
+        at = _before_the_tail(network, known)
+    if at not in known:
+        raise UsageError(
+            f"patch.at is {at!r}: the network cannot be parted there; " + _choices(network, known)
+        )
+    names = [op.name for op in network.operations]
+    end = names.index(at) + 1
+    before, behind = network.operations[:end], network.operations[end:]
+    shape = before[-1].shape
+    if len(shape) == 1:
+        first = [evolve(op, inputs=_renamed(op.inputs, at, INPUT)) for op in behind]
+    else:
+        before = (*before, Operation(_FEATURES, "reshape", (at,), (size(shape),)))
+        first = [Operation(at, "reshape", (INPUT,), shape), *behind]
+    width = size(shape)
+    return Parts(at, _part(network, before, network.input_shape), _part(network, first, (width,)))
+
+
+def places(network: Network) -> list[str]:
+    """Operations that all later ones read the input through, in order; the last one is not one."""
+    found = []
+    operations = network.operations
+    for end in range(1, len(operations)):
+        later = {name for op in operations[end:] for name in op.inputs}
+        earlier = {INPUT, *(op.name for op in operations[: end - 1])}
+        if not later & earlier:
+            found.append(operations[end - 1].name)
+    return found
+
+
+def _before_the_tail(network: Network, known: list[str]) -> str:
+    """The last place from which on there are only fully connected layers, and at least one."""
+    operations = network.operations
+    end = len(operations)
+    while end and operations[end - 1].kind in _CONNECTED:
+        end -= 1
+    first = next((i for i in range(end, len(operations)) if operations[i].kind == "linear"), 0)
+    if not end or not first or operations[first - 1].name not in known:
+        raise UsageError(
+            "patch.at is 'auto': the network has no layers before its fully connected ones; "
+            + _choices(network, known)
+        )
+    return operations[first - 1].name
+
+
+def _choices(network: Network, known: list[str]) -> str:
+    if not known:
+        return "it has no place that all of its later layers read the input through"
+    shown = known if len(known) <= _NAMED else ["...", *known[-_NAMED:]]
+    return "choose one of " + ", ".join(shown)
+
+
+def _renamed(inputs: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
+    return tuple(new if name == old else name for name in inputs)
+
+
+def _part(network: Network, operations: Sequence[Operation], shape: tuple[int, ...]) -> Network:
+    used = {name for op in operations for name in op.tensors.values()}
+    return Network(operations, {n: t for n, t in network.tensors.items() if n in used}, shape)
