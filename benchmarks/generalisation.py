@@ -101,6 +101,9 @@ def repair_of(given: argparse.Namespace) -> tuple[Repair, Data]:
     work, begin = Work(), time.perf_counter()
     problem = find_problem(Inputs(base, images, None), plan, work, 50)
     found = repair(base, problem, plan, work, images.test, images.repair)
+    # The same numbers, which attacks of thousands of steps need not convert at each of them.
+    fitted = found.network.centres.fitted
+    fitted["points"] = fitted["points"].float()
     print(f"{given.network}: repaired and fitted in {time.perf_counter() - begin:.0f} s")
     print(f"  {found.report['allocator']['fitted']}", flush=True)
     return found, images
