@@ -36,6 +36,7 @@ class Region:
     holds the inputs in its box whose units lie between their faces. slope: [B,units], of lines
     below the ReLUs; any in [0, 1] is sound. first: units of another network before ours.
     parallel: lines above the ReLUs have that slope too; else they are the nearest ones.
+    refine: intervals are made better by rows where they lose; without, they are intervals alone.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Region:
         slope: Array,
         first: int = 0,
         parallel: bool = False,
+        refine: bool = True,
     ) -> None:
         self.net, self.level, self.box, self.slope = net, level, box, slope
         self.parallel = parallel
@@ -60,7 +62,7 @@ class Region:
             deepest = max(sums[source] for source in step.sources)
             if step.kind == "relu":
                 units = slice(first, first := first + step.size)
-                low, high, slack = self._relu(step.sources[0], units, deepest > 1)
+                low, high, slack = self._relu(step.sources[0], units, refine and deepest > 1)
             else:
                 low, high, slack = self._affine(step)
             sums.append(

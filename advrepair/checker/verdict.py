@@ -11,6 +11,7 @@ import numpy as np
 from advrepair.checker import files
 from advrepair.checker.bounds import LEVELS, Pair, Region, row_margins
 from advrepair.checker.files import Array, Malformed, Tensors, Unsupported, demand
+from advrepair.checker.front import faces, parted
 from advrepair.checker.network import Network
 from advrepair.checker.tree import Tree
 
@@ -88,7 +89,12 @@ class _Check:
         for name, t in sorted(base.items()):
             digest.update(f"{name}:torch.{t.dtype}:{tuple(t.shape)}".encode() + t.tobytes())
         demand(digest.hexdigest() == claim["network"], "network: its SHA-256 is another")
-        self.base, self.template = Network(header["base"], base), header["patch"]
+        self.front, self.template = None, header["patch"]
+        if header["at"]:  # patches see the features there
+            self.front, self.tail = parted(header["base"], header["at"], base)
+        else:
+            self.tail = Network(header["base"], base)
+        self.inputs = (self.front or self.tail).input_shape
         self.each, self.patch = claim["properties"], stored["region/patch"]
         self.box = self._faces(self.proof, "box.", len(self.each))
         self.faces = self._faces(stored, "region/", len(self.patch))
@@ -104,13 +110,13 @@ class _Check:
         """Lower and upper faces of boxes as they are stored, flat and in float64."""
         low, high = faces = arrays[f"{name}lower"], arrays[f"{name}upper"]
         same = {(face.dtype.kind, *face.shape) for face in faces}
-        demand(same == {("f", count, *self.base.input_shape)}, f"{name}: its faces")
+        demand(same == {("f", count, *self.inputs)}, f"{name}: its faces")
         return low.reshape(count, -1).astype(float), high.reshape(count, -1).astype(float)
 
     def run(self) -> None:
         """Say what is wrong; bounds come last, as they cost most."""
         self.C, self.d, self.group = parts = [self.proof[name] for name in ("C", "d", "group")]
-        shape, outputs = (len(self.each), *self.d.shape[1:2]), self.base.sizes[-1]
+        shape, outputs = (len(self.each), *self.d.shape[1:2]), self.tail.sizes[-1]
         same = [part.shape for part in parts] == [(*shape, outputs), shape, shape]
         same = same and [part.dtype.kind for part in parts] == [*"ffi"]
         demand(same, "C, d, group: shapes or dtypes")
@@ -146,18 +152,18 @@ class _Check:
             self._first_region(i, claimed)
         certified = np.isin(self.owner, claimed).nonzero()[0]
         # As many at once as make about 2^21 numbers of rows and values.
-        size = max(1, 2**21 // (sum(self.base.sizes) + shape[1] * self.base.widest))
+        size = max(1, 2**21 // (sum(self.tail.sizes) + shape[1] * self.tail.widest))
         serving = self.patch[self.home[self.node[certified]]]
         # Without a patch nothing else compares the units that are cut with those that there are.
-        own = self.tree.slope.shape[1] == self.base.units
+        own = self.tree.slope.shape[1] == self.tail.units
         demand(own or not claimed, "tree: slopes of other units than those of N")
         for q in np.unique(serving):
-            nets = [self.base]
+            nets = [self.tail]
             if q >= 0:
                 net = Network(self.template, {name: t[q] for name, t in self.stack.items()})
                 nets, mine = [*nets, net], (net.input_shape, net.sizes[-1], net.units)
-                rest = self.tree.units - self.base.units
-                same = mine == (self.base.input_shape, outputs, rest)
+                rest = self.tree.units - self.tail.units
+                same = mine == (self.tail.input_shape, outputs, rest)
                 demand(same, "patch: its inputs, outputs or units")
             served = certified[serving == q]
             for at in range(0, len(served), size):
@@ -195,13 +201,20 @@ class _Check:
         C, d = (part[self.owner[pieces]].astype(float) for part in (self.C, self.d))
         low, high = self.tree.boxes(node)
         demand((low <= high).all(), "tree: a box has no inside, or a cut lies outside its node")
+        if self.front:
+            inputs = self.front.sizes[0]
+            seen = faces(self.front, self.verdict.level, (low[:, :inputs], high[:, :inputs]))
+            low, high = (
+                np.hstack([face, each[:, inputs:]])
+                for face, each in zip(seen, (low, high), strict=True)
+            )
         # The program that wrote the claim counts rounding in another way than this one. So it may
         # lie above by what is taken off here: from rows, and from the bounds that their lines use.
         rows, lost, parallel = np.full((2, *d.shape), -np.inf), np.arange(len(pieces)), False
         while len(lost):
             slope, multiplier = self.tree.hints(node[lost], pieces[lost])
             box, level = (low[lost], high[lost]), self.verdict.level
-            first = (0, self.base.units)
+            first = (0, self.tail.units)
             parts = [
                 Region(n, level, box, slope, at, parallel)
                 for n, at in zip(nets, first, strict=False)

@@ -46,6 +46,11 @@ class Problem:
         return torch.bincount(self.owner, minlength=len(self.properties)) > 0
 
 
+def at_once(network: Network) -> int:
+    """Inputs that are attacked together: fewer where what a descent holds of each is large."""
+    return max(8, network.at_once(_AT_ONCE, held=2))
+
+
 def generator(seed: int, purpose: int) -> torch.Generator:
     """A generator for one purpose, so that stages do not share their random numbers."""
     return torch.Generator().manual_seed(seed * 1000 + purpose)
@@ -69,7 +74,7 @@ def find_counterexamples(
     noise = generator(seed, 1)
     found: list[Problem] = []
     have = tried = 0
-    for index in torch.arange(len(data)).split(_AT_ONCE):
+    for index in torch.arange(len(data)).split(at_once(network)):
         x, y = data.images(index), data.labels[index]
         right = _logits(network, x).argmax(1) == y
         tried += int(right.sum())
@@ -102,7 +107,7 @@ def given_counterexamples(
     """
     found: list[Problem] = []
     have = 0
-    for index in torch.arange(len(data)).split(_AT_ONCE):
+    for index in torch.arange(len(data)).split(at_once(network)):
         asked = balls(network, data, index, epsilon, clip)
         x_adv = data.adversarial(index)
         if bool((outside := ~asked.box.holds(x_adv)).any()):
@@ -145,7 +150,7 @@ def generalisation_set(
     most = len(labelled) * samples + len(more[0])
     points = problem.x_adv.new_empty(most, *problem.x_adv.shape[1:])
     owners, have = problem.owner.new_empty(most), 0
-    for example in labelled.repeat_interleave(samples).split(_AT_ONCE):
+    for example in labelled.repeat_interleave(samples).split(at_once(network)):
         index, known = problem.owner[example], problem.x_adv[example]
         asked = problem.properties[index]
         start = uniform(asked.box, noise)
@@ -160,20 +165,28 @@ def generalisation_set(
 
 
 def counterexamples_left(
-    model: nn.Module, problem: Problem, attack: Attack, seed: int, advance: Advance
+    model: nn.Module,
+    problem: Problem,
+    attack: Attack,
+    seed: int,
+    advance: Advance,
+    together: int = _AT_ONCE,
 ) -> tuple[Tensor, Tensor]:
-    """Where the attack, or an x_adv itself, breaks a property by model: bool [P], points [P,*S]."""
+    """Where the attack, or an x_adv itself, breaks a property by model: bool [P], points [P,*S].
+
+    together: properties that are attacked in one batch.
+    """
     noise = generator(seed, 3)
     properties = problem.properties
     hits, points = [], []
-    for index in torch.arange(len(properties)).split(_AT_ONCE):
+    for index in torch.arange(len(properties)).split(together):
         asked = properties[index]
         x = perturb(attack, model, asked, asked.box.clamp(asked.center), noise)
         hits.append(asked.violated(_logits(model, x)))
         points.append(x)
         advance(len(index))
     hit, point = torch.cat(hits), torch.cat(points)
-    for example in torch.arange(len(problem.x_adv)).split(_AT_ONCE):
+    for example in torch.arange(len(problem.x_adv)).split(together):
         owner, x_adv = problem.owner[example], problem.x_adv[example]
         again = properties[owner].violated(_logits(model, x_adv))
         hit[owner[again]], point[owner[again]] = True, x_adv[again]

@@ -10,7 +10,7 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
-from advrepair.core.attacking import Advance, Problem, counterexamples_left
+from advrepair.core.attacking import Advance, Problem, at_once, counterexamples_left
 from advrepair.core.batches import Batch
 from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
@@ -76,7 +76,9 @@ def certify(
         refutes = _Judge(repaired, bounder, problem.properties, model, asked.properties)
         hits: dict[int, Tensor] = {}
         if attack is not None:
-            hit, points = counterexamples_left(model, asked, attack, seed, advance)
+            hit, points = counterexamples_left(
+                model, asked, attack, seed, advance, at_once(repaired.base)
+            )
             found = {i: points[i] for i in hit.nonzero()[:, 0].tolist()}
             hits = {i: x for i, x in found.items() if refutes(i, x)}
     open_ = [i for i in (~(proof.least(count) > 0)).nonzero()[:, 0].tolist() if i not in hits]

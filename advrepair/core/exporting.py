@@ -167,6 +167,11 @@ def _onnx(folder: Path, asked: Request, repaired: RepairedNetwork, registry: Reg
         model = routed_model(repaired, facts)
         found = check_routed(model, repaired, trial_inputs(repaired)) if able else None
         return _Made("ONNX, routed", model, found)
+    if repaired.at:
+        raise UsageError(
+            f"--form relu is not written for patches that see the layer {repaired.at!r}: export "
+            "the routed form"
+        )
     limits = asked.input_range or _range(folder)
     shells = make_shells(repaired, asked.shell)
     notes = [f"shell {shells.width:g}, input range {limits[0]:g} to {limits[1]:g}"]

@@ -12,7 +12,7 @@ from advrepair.core.box import Box
 from advrepair.core.errors import PluginError
 from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, Verifier
-from advrepair.core.rounding import Rounding
+from advrepair.core.rounding import Rounding, round_down, round_up
 
 _BYTES = 2**28  # of a chunk
 _ROWS = 2**22  # numbers of the rows that are asked about together, for one box
@@ -39,10 +39,11 @@ class Front:
         return Front, (self.network, self.verifier, self.rounding)
 
     def box(self, box: Box) -> Box:
-        """Faces [B,D], float64, between which the deployed features of every input lie.
+        """Faces [B,D] between which the deployed features of every input lie.
 
         Sound: the rows e_d and -e_d of the features are bounded rigorously; one is the lower
-        face, the other the upper one with its sign turned. A face that is not known is infinite.
+        face, the other the upper one with its sign turned, and both are rounded outward to the
+        network's dtype. A face that is not known is infinite.
         """
         width, inputs = self.network.outputs, size(self.network.input_shape)
         params = {name: t.double() for name, t in self.network.tensors.items()}
@@ -60,8 +61,9 @@ class Front:
                     lower.append(first)
                     upper.append(-second)
                 parts.append((torch.cat(lower, 1), torch.cat(upper, 1)))
-        faces = zip(*parts, strict=True)
-        return Box(*(torch.cat(each) for each in faces))
+        low, high = (torch.cat(each) for each in zip(*parts, strict=True))
+        dtype = self.network.dtype
+        return Box(round_down(low, dtype), round_up(high, dtype))
 
     def _at_once(self, rows: int) -> int:
         """Boxes in a chunk."""

@@ -22,6 +22,7 @@ from advrepair.core.errors import UsageError
 
 Setting = int | float | bool | tuple[int, ...]
 INPUT = "input"
+_BYTES = 2**28  # of the values of inputs that run together
 
 
 def _strings(value: Iterable[str]) -> tuple[str, ...]:
@@ -146,6 +147,11 @@ class Network(Placed):
         for name, attribute in self._names.items():
             self.register_buffer(attribute, tensors[name].detach().clone().contiguous())
         self._check()
+        width = self.dtype.itemsize
+        self._bytes = width * sum(size(op.shape) for op in self.operations)
+        last = {name: i for i, op in enumerate(self.operations) for name in op.inputs}
+        names = range(len(self.operations))
+        self._done = tuple(tuple(name for name in last if last[name] == i) for i in names)
 
     def _check(self) -> None:
         known = {INPUT}
@@ -189,14 +195,22 @@ class Network(Placed):
         return sum(t.numel() for t in self.tensors.values())
 
     def compute(self, x: Tensor) -> Tensor:
-        """Outputs [N,K] of inputs [N,*S]."""
-        return self.apply_tensors(self.tensors, x)
+        """Outputs [N,K] of inputs [N,*S]; in parts, where their values would take much memory."""
+        if torch.is_grad_enabled() or len(x) <= (most := self.at_once(len(x))):
+            return self.apply_tensors(self.tensors, x)
+        return torch.cat([self.apply_tensors(self.tensors, part) for part in x.split(most)])
+
+    def at_once(self, most: int, held: int = 1) -> int:
+        """Inputs that run together, up to most. held: numbers kept of each value."""
+        return max(1, min(most, _BYTES // (held * self._bytes)))
 
     def apply_tensors(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The same function with other weights: pure, so it can be mapped over patches."""
         values = {INPUT: x}
-        for op in self.operations:
+        for op, done in zip(self.operations, self._done, strict=True):
             values[op.name] = STEPS[op.kind](op, tensors, [values[name] for name in op.inputs])
+            for name in done:
+                del values[name]
         return values[self.operations[-1].name]
 
     def structure(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from advrepair.core.graph import INPUT
 from advrepair.core.onnx_writer import OUTPUT, write_model, write_network
 from advrepair.core.operators import Steps
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.routing_steps import LOGITS, ROUTE, write_deployed
+from advrepair.core.routing_steps import LOGITS, ROUTE, SEEN, write_deployed
 
 
 def routed_model(repaired: RepairedNetwork, about: Mapping[str, str] | None = None) -> bytes:
@@ -24,9 +24,12 @@ def routed_model(repaired: RepairedNetwork, about: Mapping[str, str] | None = No
     has no ONNX operator.
     """
     steps, base = Steps(), repaired.base
-    logits = steps.call("Identity", write_network(steps, base), name=LOGITS)
+    seen = INPUT
+    if repaired.front is not None:
+        seen = steps.call("Identity", write_network(steps, repaired.front), name=SEEN)
+    logits = steps.call("Identity", write_network(steps, repaired.tail, seen), name=LOGITS)
     steps.prefix = ROUTE
-    total = write_deployed(steps, repaired, INPUT, logits)
+    total = write_deployed(steps, repaired, INPUT, seen, logits)
     steps.prefix = ""
     last = steps.call("Identity", total, name=OUTPUT)
     return write_model(steps, {INPUT: base.input_shape}, {last: [base.outputs]}, base.dtype, about)

@@ -10,7 +10,8 @@ from advrepair.core.errors import UsageError
 from advrepair.core.graph import INPUT, Network, Operation, size
 
 AUTO = "auto"
-_FEATURES = "features"  # the last operation of a front: its result as one row of numbers
+# The last operation of a front, its result as one row of numbers; and the first of the tail.
+_FEATURES, _IN_SHAPE = "features", "features in shape"
 _NAMED = 12  # places that an error lists
 # What a fully connected tail is made of.
 _CONNECTED = frozenset({"linear", "relu", "leaky_relu", "sigmoid", "tanh", "scale", "reshape"})
@@ -49,7 +50,8 @@ def parted(network: Network, at: str) -> Parts:
         first = [evolve(op, inputs=_renamed(op.inputs, at, INPUT)) for op in behind]
     else:
         before = (*before, Operation(_FEATURES, "reshape", (at,), (size(shape),)))
-        first = [Operation(at, "reshape", (INPUT,), shape), *behind]
+        again = [evolve(op, inputs=_renamed(op.inputs, at, _IN_SHAPE)) for op in behind]
+        first = [Operation(_IN_SHAPE, "reshape", (INPUT,), shape), *again]
     width = size(shape)
     return Parts(at, _part(network, before, network.input_shape), _part(network, first, (width,)))
 

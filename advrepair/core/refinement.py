@@ -26,8 +26,8 @@ class Worklist:
 
     box: what patches see of w pieces. owner: [w], the property of each. patch: [w], the patch
     that is on there. node: [w], its leaf in the tree, whose first nodes are the pieces at the
-    start. rows: of N in the training dtype. proof: of N, float64 and rigorous. All [w,M,*S]. slope: uint8
-    [R,U], N's slopes in the proof, of each node. modest: the boxes were cut before,
+    start. rows: of N in the training dtype. proof: of N, float64 and rigorous. All [w,M,*S].
+    slope: uint8 [R,U], N's slopes in the proof, of each node. modest: the boxes were cut before,
     and margins are claimed with something to spare.
     """
 

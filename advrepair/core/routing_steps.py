@@ -20,6 +20,7 @@ from advrepair.core.operators import Steps, choose, every, first_of, one_hot
 from advrepair.core.patching import PatchBank, RepairedNetwork
 
 LOGITS = "base.logits"  # of the base network
+SEEN = "base.seen"  # what patches and allocators see, where it is not the input
 ROUTE, GATES = "route/", "gates"
 _PROBES = 32  # coordinates that are compared of every region, at first
 _CANDIDATES = 12  # regions compared in full, at most; else more coordinates are compared
@@ -27,21 +28,23 @@ _NUMBERS = 2**16  # comparisons in flight, for each input
 _SLOTS = 16  # patches summed one after the other; with more, all are evaluated on every input
 
 
-def write_deployed(to: Steps, repaired: RepairedNetwork, x: str, logits: str) -> str:
+def write_deployed(to: Steps, repaired: RepairedNetwork, x: str, seen: str, logits: str) -> str:
     """Outputs of F, [N,K]: routing, patches, and a smooth allocator outside the regions.
 
-    x: inputs [N,*S]. logits: of the base network on them, [N,K]. Raises UsageError, naming
-    the allocator, if it cannot be written as operators.
+    x: inputs [N,*S]. seen: what patches see of them. logits: of the base network, [N,K].
+    Raises UsageError, naming the allocator, if it cannot be written as operators.
     """
-    gates, inside = _write_routing(to, repaired, x, logits)
-    total = _write_sum(to, repaired, x, logits, gates)
+    gates, inside = _write_routing(to, repaired, x, seen, logits)
+    total = _write_sum(to, repaired, seen, logits, gates)
     if not isinstance(repaired.allocator, SmoothAllocator):
         return total
-    smooth = repaired.allocator.write_outputs(to, x, logits, repaired.centres)
+    smooth = repaired.allocator.write_outputs(to, seen, logits, repaired.centres)
     return to.call("Where", inside, total, smooth)
 
 
-def _write_routing(to: Steps, repaired: RepairedNetwork, x: str, logits: str) -> tuple[str, str]:
+def _write_routing(
+    to: Steps, repaired: RepairedNetwork, x: str, seen: str, logits: str
+) -> tuple[str, str]:
     """Patches of each query, bool [N,Q], called :data:`GATES`; and whether it is in a region."""
     flat = to.call("Flatten", x, axis=1)
     home = _first_region(to, flat, repaired.box)
@@ -50,7 +53,7 @@ def _write_routing(to: Steps, repaired: RepairedNetwork, x: str, logits: str) ->
     # Whoever is in no region gets region 0's patch here, and loses it again below.
     patch = to.call("Gather", to.constant(repaired.patch), to.call("Max", home, least), axis=0)
     here = one_hot(to, patch, len(repaired.bank))
-    given = repaired.allocator.write(to, x, logits, repaired.centres)
+    given = repaired.allocator.write(to, seen, logits, repaired.centres)
     column = to.call("Unsqueeze", inside, axes=(1,))
     return to.call("Identity", choose(to, column, here, given), name=GATES), column
 

@@ -19,7 +19,7 @@ from advrepair.core.errors import UsageError
 from advrepair.core.graph import INPUT, STEPS, Network, Operation
 from advrepair.core.operators import Step, Steps
 from advrepair.core.patching import RepairedNetwork
-from advrepair.core.routing_steps import LOGITS, write_deployed
+from advrepair.core.routing_steps import LOGITS, SEEN, write_deployed
 
 
 def _largest(x: Tensor, k: int, axis: int) -> Tensor:
@@ -77,9 +77,10 @@ class ExportableNetwork(nn.Module):
 
     def __init__(self, repaired: RepairedNetwork) -> None:
         super().__init__()
-        self.base = repaired.base
+        self.front, self.tail = repaired.front, repaired.tail
+        self.input_shape = repaired.base.input_shape
         routing = Steps()
-        self._output = write_deployed(routing, repaired, INPUT, LOGITS)
+        self._output = write_deployed(routing, repaired, INPUT, SEEN, LOGITS)
         self._steps: tuple[Step, ...] = tuple(routing.steps)
         self._constants = {name: f"constant_{i}" for i, name in enumerate(routing.constants)}
         for name, attribute in self._constants.items():
@@ -95,7 +96,8 @@ class ExportableNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [N,K] of inputs [N,*S]; N > 0."""
         values = {name: self.get_buffer(attribute) for name, attribute in self._constants.items()}
-        values |= {INPUT: x, LOGITS: _run(self.base, x)}
+        seen = x if self.front is None else _run(self.front, x)
+        values |= {INPUT: x, SEEN: seen, LOGITS: _run(self.tail, seen)}
         for step in self._steps:
             inputs = [values[name] for name in step.inputs]
             values[step.output] = OPERATORS[step.operator](*inputs, **step.attributes)
@@ -135,7 +137,7 @@ def load_exported_program(file: bytes) -> nn.Module:
 
 def _example(module: ExportableNetwork) -> Tensor:
     """Two inputs: a batch of one would be taken for a fixed one."""
-    return torch.zeros(2, *module.base.input_shape, dtype=module.base.dtype)
+    return torch.zeros(2, *module.input_shape, dtype=module.tail.dtype)
 
 
 def _run(network: Network, x: Tensor) -> Tensor:

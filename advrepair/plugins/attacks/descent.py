@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from attrs import define
 from torch import Tensor, nn
 
 from advrepair.core.box import Box
 from advrepair.core.errors import UsageError
+from advrepair.core.interfaces import of_rows
 from advrepair.core.types import PropertySet
 
 if TYPE_CHECKING:
@@ -76,39 +78,73 @@ def descend(
 ) -> Tensor:
     """The point of the lowest margin met, for each property: [P,*S]; see :meth:`Pgd.perturb`."""
     box = properties.box.to(start.dtype)
-    best = first = box.clamp(start.detach())
+    first = box.clamp(start.detach())
     if not bool(box.holds(first).all()):
         raise UsageError("attack pgd: a starting point holds NaN")
-    if len(box) == 0:
-        return first
     lowest = torch.full((len(box),), torch.inf, dtype=torch.float64, device=start.device)
+    found = _Found(first.clone(), lowest)
     sources = _generators(properties, generator)
     with evaluating(model):
         for restart in range(options.restarts):
+            left = found.standing(torch.arange(len(box), device=start.device))
+            if not len(left):
+                break
             noise = _noise(sources, first)
             anywhere = box.clamp(box.lower + noise * (box.upper - box.lower))
             begin = first if restart == 0 else anywhere
-            for x, margin in _descent(options, model, properties, box, begin, noise):
-                # What is broken stays as it is: how long the search still goes on is a
-                # matter of the other properties.
-                better = (margin < lowest) & (lowest > 0)
-                best = torch.where(_over(better, x), x, best)
-                lowest = torch.where(better, margin, lowest)
-                if bool((lowest <= 0).all()):
-                    return best
-    return best
+            _descent(options, model, properties, box, begin, noise, left, found)
+    return found.best
+
+
+@define(eq=False)
+class _Found:
+    """The best points so far, [P,*S], and their margins, [P]."""
+
+    best: Tensor
+    lowest: Tensor
+
+    def update(self, index: Tensor, x: Tensor, margin: Tensor) -> None:
+        """Points of some properties, [n]. What is broken already stays as it is: how long
+        the search still goes on is a matter of the other properties."""
+        known = self.lowest[index]
+        better = (margin < known) & (known > 0)
+        self.best[index[better]] = x[better]
+        self.lowest[index[better]] = margin[better].to(self.lowest.dtype)
+
+    def standing(self, index: Tensor) -> Tensor:
+        """Those of some properties that nothing has broken."""
+        return index[self.lowest[index] > 0]
 
 
 def _descent(
-    options: Pgd, model: nn.Module, properties: PropertySet, box: Box, x: Tensor, noise: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The points of one descent, [P,*S], x first, and their margins, [P]."""
+    options: Pgd,
+    model: nn.Module,
+    properties: PropertySet,
+    box: Box,
+    begin: Tensor,
+    noise: Tensor,
+    index: Tensor,
+    found: _Found,
+) -> None:
+    """One descent of the properties of an index, from begin [P,*S], which adds to what is found.
+
+    Once half of them are broken, the others go on without them.
+    """
     stride = box.radius * (options.step / options.steps)
-    wander = torch.where(noise < 0.5, -1.0, 1.0).to(x.dtype)
+    wander = torch.where(noise < 0.5, -1.0, 1.0).to(begin.dtype)
+    x, asked, function = begin[index], properties[index], of_rows(model, index)
     for _ in range(options.steps):
-        margin, slope = _margin_and_slope(model, properties, x)
-        yield x, margin
+        margin, slope = _margin_and_slope(function, asked, x)
+        found.update(index, x, margin)
         flat = (slope == 0).flatten(1).all(1)
-        downhill = torch.where(_over(flat, x), wander, -slope.sign())
-        x = box.clamp(x + stride * downhill)
-    yield x, _margin_and_slope(model, properties, x)[0]
+        downhill = torch.where(_over(flat, x), wander[index], -slope.sign())
+        x = box[index].clamp(x + stride[index] * downhill)
+        left = found.lowest[index] > 0
+        if 2 * int(left.sum()) <= len(index):
+            index, x = index[left], x[left]
+            if not len(index):
+                return
+            asked, function = properties[index], of_rows(model, index)
+    with torch.no_grad():
+        last = asked.margin(function(x))
+    found.update(index, x, last.masked_fill(last.isnan(), -torch.inf))
