@@ -110,7 +110,9 @@ def _headline(report: Mapping[str, Any]) -> str:
         bounds = problem.get("input_range")
         within = f" and in [{bounds[0]:g}, {bounds[1]:g}]" if bounds else ""
         line += f"; every input {near}{within} keeps its label"
-    rest = [f"{counts[key]} {key}" for key in ("falsified", "unknown") if counts.get(key)]
+    rest = [
+        f"{counts[key]} {key}" for key in ("empirical", "falsified", "unknown") if counts.get(key)
+    ]
     return f"{line}; {', '.join(rest)}" if rest else line
 
 

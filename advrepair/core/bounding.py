@@ -18,6 +18,7 @@ from advrepair.core.graph import Network, size
 from advrepair.core.interfaces import BoundFn, StagedBoundFn, Verifier
 from advrepair.core.patching import Stack
 from advrepair.core.rounding import Rounding, above, gamma
+from advrepair.core.sampling import SampledFront
 from advrepair.core.types import LinearBound
 
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
@@ -104,7 +105,7 @@ class Bounder:
     rounding: Rounding
     memory: int
     device: torch.device = CPU
-    front: Front | None = None
+    front: Front | SampledFront | None = None
     _functions: dict[str, BoundFn] = field(factory=dict, init=False)
     _there: Bounder | None = field(default=None, init=False)
 
@@ -137,10 +138,15 @@ class Bounder:
         """Whether the proof's rows can serve the training too."""
         return self.verifier == self.certifier
 
+    @property
+    def proved(self) -> bool:
+        """Whether boxes of features are proved, or only sampled."""
+        return self.front is None or self.front.proved
+
     def seen(self, box: Box) -> Box:
         """Boxes of what patches see of inputs in a box: the box itself, or of the features.
 
-        Sound: see :meth:`~advrepair.core.front.Front.box`.
+        Sound: see :meth:`~advrepair.core.front.Front.box`; but not where :attr:`proved` is false.
         """
         return box if self.front is None else self.front.box(box)
 

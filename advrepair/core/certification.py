@@ -92,13 +92,15 @@ def certify(
     least = proof.least(count)
     proved = routed(least > 0, proof.cover.layout, problem.properties, proof.cover.tree)
     for i in hits:
-        if proved[i]:
+        if proved[i] and bounder.proved:
             raise SoundnessError(
                 f"{problem.properties.names[i]} is certified with margin {least[i]:.3g} and "
                 "an attack falsifies it: a proof is wrong; please report this with the run folder"
             )
+    if not bounder.proved:
+        least = torch.full_like(least, torch.nan)  # nothing of it is a bound
     return Certificate(
-        status=tuple(_status(p, i in hits) for i, p in enumerate(proved.tolist())),
+        status=tuple(_status(p, i in hits, bounder.proved) for i, p in enumerate(proved.tolist())),
         margin=least,
         constant=_of_properties(flat, repaired.centres.patch),
         proof=proof,
@@ -194,7 +196,10 @@ def _of_properties(which: Tensor, patch: Tensor) -> Tensor:
     return torch.cat([which, which.new_zeros(1)])[patch]  # -1, no patch, is the last
 
 
-def _status(proved: bool, hit: bool) -> Status:
-    if proved:
-        return Status.CERTIFIED
-    return Status.FALSIFIED if hit else Status.UNKNOWN
+def _status(held: bool, hit: bool, proved: bool) -> Status:
+    """held: by bounds of the boxes that patches see; proved: whether these are bounds."""
+    if hit:
+        return Status.FALSIFIED
+    if held:
+        return Status.CERTIFIED if proved else Status.EMPIRICAL
+    return Status.UNKNOWN

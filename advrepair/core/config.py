@@ -38,6 +38,7 @@ from advrepair.core.sections import (
     Plan,
     Problem,
     Run,
+    Sampling,
     Screening,
     Training,
 )
@@ -50,6 +51,7 @@ class Configuration:
     problem: Problem
     plan: Plan
     patch: Patch
+    sampling: Sampling
     screening: Screening
     training: Training
     certification: Certification

@@ -97,7 +97,8 @@ def quick(
 
         metrics = measured(repaired, certified, test)
         advance(1)
-        own = trivial.own > 0  # N alone
+        sampled = plan.patch.boxes == "sampled"  # then nothing is proved of anybody
+        own = (trivial.own > 0) & (not sampled)  # N alone
         baseline = {"none": measured(base, own, None)}
         baseline["none"]["DD"] = None if test is None else 0.0
         template = patch_template(repaired.tail, ())
@@ -107,6 +108,7 @@ def quick(
         if len(trivial.held):
             held = torch.where(served >= 0, trivial.held[served], own)
         ground = certificate.proof.cover
+        held = held & (not sampled)
         held = routed(held, ground.layout, ground.properties, ground.tree)
         baseline["constant-bias"] = measured(flat, held, test)
         advance(1)

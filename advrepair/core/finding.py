@@ -25,11 +25,12 @@ from advrepair.core.front import Front
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.layout import Pieces
-from advrepair.core.parting import parted
+from advrepair.core.parting import Parts, parted
 from advrepair.core.patching import RepairedNetwork, patch_template
 from advrepair.core.preserving import Decisions, sampled
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.rounding import Rounding
+from advrepair.core.sampling import SampledFront
 from advrepair.core.screening import Screen
 from advrepair.core.types import PropertySet
 from advrepair.core.violations import find_violations
@@ -148,6 +149,15 @@ def find_balls(
     return problem
 
 
+def _front(
+    parts: Parts, plan: Configuration, rounding: Rounding, to_train: bool
+) -> Front | SampledFront:
+    """Samples serve a repair alone: what is asked of a repaired network is to be proved."""
+    if to_train and plan.patch.boxes == "sampled":
+        return SampledFront(parts, plan.sampling, plan.run.seed)
+    return Front(parts.front, plan.front, rounding)
+
+
 def make_bounder(
     network: Network, plan: Configuration, repaired: RepairedNetwork | None = None
 ) -> Bounder:
@@ -167,7 +177,7 @@ def make_bounder(
         rounding,
         int(plan.run.memory * 2**30),
         torch.device(plan.run.device),
-        Front(parts.front, plan.front, rounding) if parts else None,
+        _front(parts, plan, rounding, repaired is None) if parts else None,
     )
 
 

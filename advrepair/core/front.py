@@ -25,6 +25,7 @@ class Front:
     network: Network
     verifier: Verifier
     rounding: Rounding
+    proved: bool = field(default=True, init=False)
     _bound: BoundFn = field(init=False)
 
     def __attrs_post_init__(self) -> None:

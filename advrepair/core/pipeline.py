@@ -37,7 +37,9 @@ from advrepair.core.results import Results
 from advrepair.core.room import refuse, refuse_flight
 from advrepair.core.run_folder import Checkpoint, Folder
 from advrepair.core.run_folder import manifest as run_manifest
+from advrepair.core.sampling import SampledFront
 from advrepair.core.solving import Solver
+from advrepair.core.types import PropertySet
 from advrepair.core.work import Progress, Work, silent, untold
 
 _AT_ONCE = 256
@@ -157,12 +159,14 @@ def repair(
     found = evaluating.quick(repaired, trivial, problem, certificate, plan, run.stage, test)
     epochs = results.gathered("epochs")
     report = reporting.report(repaired, problem, certificate, epochs, found, plan, run.seconds)
+    report["features"] = _told(bounder, properties, plan, run)
     report["cpu"] = results.cpu()
     if plan.evaluation.scope == "full" and test is not None:
         whole = evaluating.full(repaired, found.examples, test, plan, run.stage, run.checkpoint)
         reporting.add_assessment(report, whole, plan)
     report["seconds"]["total"] = time.perf_counter() - run.started
-    kept = found.arrays | {"epochs": epochs, "margin": trivial.own}
+    own = trivial.own if bounder.proved else torch.full_like(trivial.own, torch.nan)
+    kept = found.arrays | {"epochs": epochs, "margin": own}
     return Repair(repaired, problem, certificate, report, kept)
 
 
@@ -193,6 +197,21 @@ def _solved(
         for patches in results.solve(solver, plan.executor):
             advance(len(patches))
     return results
+
+
+def _told(
+    bounder: Bounder, properties: PropertySet, plan: Configuration, run: Work
+) -> dict[str, Any] | None:
+    """What patches see, where that is not the input; of sampled boxes, how often they fail."""
+    front = bounder.front
+    if front is None:
+        return None
+    missed = None
+    if isinstance(front, SampledFront):
+        with run.stage("evaluation", len(properties)):
+            missed = dict(front.missed(properties.box))
+    numbers = bounder.network.input_shape[0]
+    return {"at": plan.patch.at, "count": numbers, "boxes": plan.patch.boxes, "missed": missed}
 
 
 def _features(front: Network, x: Tensor) -> Tensor:
@@ -227,6 +246,10 @@ def check_layer(plan: Configuration) -> None:
     """Raises UsageError for what cannot be done yet with patches that see a layer."""
     if plan.problem.property:
         raise UsageError("patch.at goes with --data: boxes of property files are cut in inputs")
+    if plan.patch.boxes == "sampled" and plan.certification.level == "real":
+        raise UsageError(
+            "patch.boxes is 'sampled', which says nothing at level real: leave one out"
+        )
     for role, kind in (("certifier", CompleteVerifier), ("allocator", SmoothAllocator)):
         if isinstance(chosen := plan.components[role], kind):
             raise UsageError(

@@ -220,7 +220,7 @@ def _notes(
 ) -> list[str]:
     """What a reader must know to read the figures rightly."""
     notes, metrics = [], found.metrics
-    for status in (Status.FALSIFIED, Status.UNKNOWN):
+    for status in (Status.EMPIRICAL, Status.FALSIFIED, Status.UNKNOWN):
         if number := certificate.count(status):
             notes.append(f"{number} properties {status.value}: {status.sentence}")
     if constant := int((certificate.constant & (problem.properties.label >= 0)).sum()):

@@ -96,6 +96,23 @@ class Patch:
         "the layer whose result patches see; auto: the last before the fully connected ones; "
         "empty: they see the input",
     )
+    boxes: str = option(
+        "proved",
+        "around the features at that layer: proved bounds, or those of samples, which prove nothing",
+        choices=("proved", "sampled"),
+    )
+
+
+@attrs.frozen
+class Sampling:
+    """What is sampled of each ball where boxes of features are not proved."""
+
+    anywhere: int = option(32, "random inputs of the ball", at_least=1)
+    corners: int = option(32, "random corners of the ball", at_least=0)
+    steps: int = option(5, "steps of each of two searches, by the sign of the gradient", at_least=0)
+    widen: float = option(
+        0.5, "how much wider the box is than the samples, of its width", at_least=0
+    )
 
 
 @attrs.frozen
@@ -179,7 +196,7 @@ class Run:
 
 SECTIONS: dict[str, type] = {
     cls.__name__.lower(): cls
-    for cls in (Problem, Plan, Patch, Screening, Training, Certification, Evaluation, Run)
+    for cls in (Problem, Plan, Patch, Sampling, Screening, Training, Certification, Evaluation, Run)
 }
 # What a component is there for, and of which kind it must be.
 ROLES = {

@@ -24,6 +24,7 @@ class Status(enum.StrEnum):
     """What is known about a property of the repaired network."""
 
     CERTIFIED = "certified"
+    EMPIRICAL = "empirical"
     FALSIFIED = "falsified"
     UNKNOWN = "unknown"
 
@@ -32,6 +33,7 @@ class Status(enum.StrEnum):
         """The sentence a user sees."""
         return {
             Status.CERTIFIED: "proved for every input of the region",
+            Status.EMPIRICAL: "hold for sampled features; not proved, and not certified",
             Status.FALSIFIED: "a counterexample remains in the region",
             Status.UNKNOWN: "neither proved nor refuted; do not count it as repaired",
         }[self]

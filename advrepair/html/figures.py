@@ -13,7 +13,7 @@ from advrepair.html import svg, words
 from advrepair.html.folder import RunFolder
 from advrepair.html.svg import Strip
 
-STATUSES = ("certified", "falsified", "unknown")
+STATUSES = ("certified", "empirical", "falsified", "unknown")
 
 
 @frozen

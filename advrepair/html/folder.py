@@ -82,7 +82,7 @@ def _report(path: Path) -> dict[str, Any]:
     for key in (*tables, "network"):
         if not isinstance(found.setdefault(key, {}), dict):
             raise UsageError(f"{path}: {key!r} is not an object: {_COMPLETE}")
-    for key in ("total", "certified", "falsified", "unknown"):
+    for key in ("total", "certified", "empirical", "falsified", "unknown"):
         _typed(path, found["properties"], key, int)
     for key in ("notes", "flags"):
         found[key] = [] if found.get(key) is None else found[key]

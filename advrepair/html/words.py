@@ -119,6 +119,8 @@ def _claim(problem: Mapping[str, Any], certified: int, total: int) -> str:
 def _open(counts: Mapping[str, int]) -> str:
     falsified, unknown = counts.get("falsified", 0), counts.get("unknown", 0)
     parts = []
+    if empirical := counts.get("empirical", 0):
+        parts.append(f"{empirical:,} {'holds' if empirical == 1 else 'hold'} on samples only")
     if falsified:
         parts.append(f"{falsified:,} {'is' if falsified == 1 else 'are'} falsified")
     if unknown:
