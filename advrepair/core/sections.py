@@ -98,7 +98,7 @@ class Patch:
     )
     boxes: str = option(
         "proved",
-        "around the features at that layer: proved bounds, or those of samples, which prove nothing",
+        "around features: proved bounds, or what contains samples, which proves nothing",
         choices=("proved", "sampled"),
     )
 
