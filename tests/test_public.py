@@ -63,6 +63,7 @@ ORDER = [
     "agreement",
     "batches",
     "front",
+    "sampling",
     "bounding",
     "shards",
     "refinement",

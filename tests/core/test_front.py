@@ -90,7 +90,7 @@ def test_sampled_boxes_hold_their_samples_and_miss_others():
     assert lost(parts.front, faces, middle) < lost(parts.front, faces, x)
     tight, wide = front.missed(box), wider.missed(box)
     assert set(tight) == {"anywhere", "corners", "searched", "numbers"}
-    assert tight["corners"] > 0.5 and tight["numbers"] > 0
+    assert tight["corners"] > 0.2 and tight["numbers"] > 0
     assert wide["numbers"] < tight["numbers"] / 5
 
 
