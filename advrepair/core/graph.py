@@ -87,10 +87,6 @@ def _permute(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Ten
     return x[0].permute(0, *(axis + 1 for axis in integers(op, "axes")))
 
 
-def _leaky_relu(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Tensor:
-    return F.leaky_relu(x[0], float(op.settings["slope"]))  # type: ignore[arg-type]
-
-
 def _optional(op: Operation, tensors: Mapping[str, Tensor], role: str) -> Tensor | None:
     return tensors[op.tensors[role]] if role in op.tensors else None
 
@@ -113,7 +109,6 @@ STEPS: dict[str, Step] = {
     "conv2d": _conv2d,
     "scale": _scale,  # x * weight + bias, broadcast: normalisation, batch norm, constants
     "relu": lambda op, t, x: F.relu(x[0]),
-    "leaky_relu": _leaky_relu,
     "sigmoid": lambda op, t, x: torch.sigmoid(x[0]),
     "tanh": lambda op, t, x: torch.tanh(x[0]),
     "max_pool2d": _max_pool2d,

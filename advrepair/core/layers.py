@@ -218,8 +218,16 @@ def unsqueeze(to: Assembly, value: Value, axes: Sequence[int]) -> Value:
 
 
 def leaky_relu(to: Assembly, value: Value, slope: float) -> Value:
-    """``max(x, 0) + slope * min(x, 0)``."""
-    return to.emit("leaky_relu", [value], settings={"slope": float(slope)})
+    """``max(x, 0) + slope * min(x, 0)``, as ``(1 - slope) * max(x, 0) + slope * x``.
+
+    The lines around the ReLU are then the best ones around the whole, and its sign can be cut.
+    """
+    below = to.tensor(slope)
+    above = (1.0 - below.double()).to(to.dtype)
+    positive = to.emit("relu", [value])
+    if below == 0:
+        return positive
+    return add(to, scale(to, positive, above), scale(to, value, below))
 
 
 def same_pads(kernel: Sequence[int], dilation: Sequence[int]) -> Pads:

@@ -146,8 +146,6 @@ def _operation(
         return to.call("Transpose", *x, name=name, perm=perm)
     if op.kind == "reshape":
         return to.call("Reshape", *x, name=name, shape=(-1, *op.shape))
-    if op.kind == "leaky_relu":
-        return to.call("LeakyRelu", *x, name=name, alpha=float(op.settings["slope"]))  # type: ignore[arg-type]
     raise UnsupportedNetworkError(f"network: node {op.name!r} ({op.kind}) cannot be exported")
 
 

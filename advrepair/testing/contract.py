@@ -248,7 +248,6 @@ def _sketch(shape: tuple[int, ...]) -> Sketch:
 
 
 _OTHERS: dict[str, Callable[[], Sketch]] = {
-    "leaky_relu": lambda: _sketch((3,)).apply("leaky_relu", slope=0.1),
     "sigmoid": lambda: _sketch((3,)).apply("sigmoid"),
     "tanh": lambda: _sketch((3,)).apply("tanh"),
     "max_pool2d": lambda: _sketch((1, 6, 6)).apply(

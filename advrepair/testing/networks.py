@@ -77,6 +77,13 @@ class Sketch:
         """The positive part."""
         return self.apply("relu")
 
+    def leaky(self, slope: float) -> Sketch:
+        """``slope * x + (1 - slope) * max(x, 0)``, as every importer writes a leaky ReLU."""
+        before = self.last
+        positive = self.relu()._times(1 - slope).last
+        self.last = before
+        return self._times(slope).add(positive)
+
     def finish(self) -> Network:
         """The network up to here."""
         return Network(self._operations, self._tensors, self._shapes[INPUT])
@@ -100,6 +107,10 @@ class Sketch:
         self._operations.append(op)
         self._shapes[name], self.last = shape, name
         return self
+
+    def _times(self, factor: float) -> Sketch:
+        shape = [1] * len(self._shapes[self.last])
+        return self._emit("scale", {"weight": torch.full(shape, factor, dtype=self._dtype)})
 
     def _normal(self, *shape: int) -> Tensor:
         """Weights whose sums are about as large as one input."""
@@ -159,6 +170,12 @@ def rearranged(seed: int) -> Network:
     return sketch.linear(3).relu().finish()
 
 
+def leaky(seed: int) -> Network:
+    """Leaky ReLUs after a convolution and after linear layers."""
+    sketch = Sketch(seed, (1, 5, 5)).conv2d(2, 3).leaky(0.1).flatten().linear(6).leaky(0.3)
+    return sketch.linear(5).leaky(0.01).linear(3).finish()
+
+
 NETWORKS: dict[str, Callable[[int], Network]] = {
     "fully connected": fully_connected,
     "convolutional": convolutional,
@@ -166,6 +183,7 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
     "batch normalised": batch_normalised,
     "pooled": pooled,
     "rearranged": rearranged,
+    "leaky": leaky,
 }
 
 

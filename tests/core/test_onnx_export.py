@@ -154,7 +154,7 @@ def last_name(network: Network) -> str:
 
 
 def test_operations_that_only_a_base_network_has():
-    sketch = Sketch(0, (2, 8, 8)).conv2d(3, 3, padding=1).apply("leaky_relu", slope=0.125)
+    sketch = Sketch(0, (2, 8, 8)).conv2d(3, 3, padding=1).leaky(0.125)
     sketch.apply("max_pool2d", kernel_size=(3, 3), stride=(2, 2), padding=(1, 1))
     base = sketch.apply("tanh").flatten().linear(6).apply("sigmoid").linear(3).finish()
     x = torch.randn(5, 2, 8, 8, generator=torch.Generator().manual_seed(0))
