@@ -11,7 +11,8 @@ nothing is proved by a number that is not finite. docs/checker.md has the whole 
 import numpy as np
 
 from advrepair.checker.files import Array
-from advrepair.checker.network import Network, Step
+from advrepair.checker.lines import max_pool
+from advrepair.checker.network import BENT, Network, Step
 
 _U, _TINY = 2.0**-53, 2.0**-400  # _TINY covers our underflow, as no sum may reach 2^500
 # Unit, smallest subnormal, and the size that proves nothing: a sum of it may overflow.
@@ -61,16 +62,23 @@ class Region:
             if step.kind == "relu":
                 units = slice(first, first := first + step.size)
                 low, high, slack = self._relu(step.sources[0], units, deepest > 1)
+            elif step.kind in BENT:
+                low, high, slack = self._other(step, deepest > 1)
             else:
                 low, high, slack = self._affine(step)
-            sums.append(
-                2 if step.kind == "relu" else deepest + (step.terms > 0 and step.kind != "scale")
-            )
+            deeper = step.terms > 0 and step.kind != "scale"
+            sums.append(2 if step.kind in BENT else deepest + deeper)
             self.low.append(low)
             self.high.append(high)
             self.most.append(np.maximum(-low, high))
             self.slack.append(slack)
             self.valid &= (np.isfinite(high - low) & (self.most[-1] < 2.0**500)).all(1)
+
+    def on(self, box: Pair) -> "Region":
+        """The same lines on a part of each piece, where they hold, too."""
+        self.box, inputs = box, self.net.sizes[0]
+        self.low[0], self.high[0] = (face[:, :inputs] for face in box)
+        return self
 
     def deployed(self, terms: int, total: Array, before: int = 1) -> Array:
         """E for absolute terms that sum to at most total, or before a division to more."""
@@ -96,16 +104,7 @@ class Region:
         t >= (1 - s) h, by convexity. The rounding of t, and of rows times s, is off by less
         than g max(|l|, |h|).
         """
-        low, high = self.low[source].copy(), self.high[source].copy()
-        owners, places = ((low < 0) & (high > 0) & deep).nonzero()
-        count = max(1, 2**20 // self.net.widest)  # rows at a time
-        for at in range(0, len(owners), count):
-            own, place = owners[at : at + count], places[at : at + count]
-            rows = np.zeros((len(own), low.shape[1]))
-            rows[np.arange(len(own)), place] = 1.0
-            below, above = (self.least(*self.pull(source, r, own), own)[0] for r in (rows, -rows))
-            low[own, place] = np.maximum(low[own, place], below)
-            high[own, place] = np.minimum(high[own, place], -above)
+        low, high = self._pulled(source, (self.low[source] < 0) & (self.high[source] > 0) & deep)
         floor, ceiling = (face[:, self.net.sizes[0] :][:, units] for face in self.box)
         low, high = np.maximum(low, floor), np.minimum(high, ceiling)
         self.low[source], self.high[source], self.most[source] = low, high, np.maximum(-low, high)
@@ -122,6 +121,33 @@ class Region:
         self.lines[len(self.low)] = units, (given, steep), above, shift
         return np.maximum(low, 0), np.maximum(high, 0), self.g * self.most[source] + _TINY
 
+    def _other(self, step: Step, deep: bool) -> Triple:
+        """Lines around what has no sign, on bounds that are made better where deep.
+
+        What is lost to the rounding of lines, and of rows times lines, is less than g times the
+        largest of what is given.
+        """
+        (source,) = step.sources
+        low, high = self._pulled(source, (self.low[source] < self.high[source]) & deep)
+        self.low[source], self.high[source], self.most[source] = low, high, np.maximum(-low, high)
+        below, above, shift, low, high, most = max_pool(low, high, step.taps)
+        self.lines[len(self.low)] = slice(0, 0), (below, below), above, shift
+        return low, high, self.g * most + _TINY
+
+    def _pulled(self, source: int, wanted: Array) -> Pair:
+        """Bounds of a value, those that are wanted made better by rows over them."""
+        low, high = self.low[source].copy(), self.high[source].copy()
+        owners, places = wanted.nonzero()
+        count = max(1, 2**20 // self.net.widest)  # rows at a time
+        for at in range(0, len(owners), count):
+            own, place = owners[at : at + count], places[at : at + count]
+            rows = np.zeros((len(own), low.shape[1]))
+            rows[np.arange(len(own)), place] = 1.0
+            below, above = (self.least(*self.pull(source, r, own), own)[0] for r in (rows, -rows))
+            low[own, place] = np.maximum(low[own, place], below)
+            high[own, place] = np.minimum(high[own, place], -above)
+        return low, high
+
     def pull(
         self, value: int, A: Array, own: Array, cuts: Array | None = None, steep: bool = False
     ) -> Triple:
@@ -136,11 +162,13 @@ class Region:
             A, step = waiting.pop(index), self.net.steps[index - 1]
             error = error + _dot(abs(A), self.slack[index][own])
             constant = constant + A @ step.bias
-            if step.kind == "relu":
+            if step.kind in BENT:
                 units, below, above, shift = self.lines[index]
                 constant = constant + _dot(np.minimum(A, 0), shift[own])
+                A = A[..., None] if step.kind == "max_pool2d" else A
                 A = np.maximum(A, 0) * below[steep][own] + np.minimum(A, 0) * above[own]
-                arriving = [A] if cuts is None else [A, cuts[:, units]]
+                A = step.spread(A.reshape(len(A), -1)) if step.kind == "max_pool2d" else A
+                arriving = [A] if cuts is None or step.kind != "relu" else [A, cuts[:, units]]
             else:
                 arriving = [step.back(A)] * len(step.sources)
             error = error + self.g * abs(constant)

@@ -201,11 +201,11 @@ class _Check:
         while len(lost):
             slope, multiplier = self.tree.hints(node[lost], pieces[lost])
             box, level = (low[lost], high[lost]), self.verdict.level
-            first = (0, self.base.units)
-            parts = [
-                Region(n, level, box, slope, at, parallel)
-                for n, at in zip(nets, first, strict=False)
-            ]
+            # Slopes alone do not make lines of other kinds those of the node: its box does.
+            whole = self.tree.boxes(node[lost]) if self.base.bent else box
+            parts = [Region(self.base, level, whole, slope, 0, parallel).on(box)]
+            for patch in nets[1:]:
+                parts.append(Region(patch, level, box, slope, self.base.units, parallel))
             for steep in (False, True):  # any slopes will do
                 found, error = row_margins(parts, C[lost], d[lost], multiplier, steep)
                 again = np.stack([found, found + 4 * error])

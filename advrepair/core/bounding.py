@@ -32,11 +32,11 @@ def bytes_per_box(network: Network, rows: int) -> int:
     """Working memory of bounding one box by back-substitution, in bytes (an estimate)."""
     widest = inputs = size(network.input_shape)
     most = rows * inputs
-    relus = 0
+    first, bounded = True, network.bounded()
     for op in network.operations:
-        if op.kind == "relu":
-            units = 2 * size(op.shape) if relus else 0  # the first layer is bounded forwards
-            most, relus = max(most, units * widest), relus + 1
+        if op.name in bounded:
+            units = 0 if first else 2 * bounded[op.name]  # the first layer is bounded forwards
+            most, first = max(most, units * widest), False
         widest = max(widest, size(op.shape))
     return 3 * 8 * most
 

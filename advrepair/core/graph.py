@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 from torch import Tensor
 
 from advrepair.core.devices import Placed
@@ -104,6 +104,26 @@ def integers(op: Operation, key: str) -> tuple[int, ...]:
     return value
 
 
+@frozen
+class PoolWindow:
+    """Height and width of a pool's windows, of the steps between them, of the padding."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    @classmethod
+    def of(cls, op: Operation) -> PoolWindow:
+        """Raises UsageError, naming the node, for another setting, or without a kernel."""
+        known = {"stride": op.settings.get("kernel_size", 0), "padding": 0, **op.settings}
+        if wrong := known.keys() ^ {"kernel_size", "stride", "padding"}:
+            raise UsageError(
+                f"network: node {op.name!r} ({op.kind}): {min(wrong)} is missing or not supported"
+            )
+        whole = evolve(op, settings=known)
+        return cls(*(integers(whole, key)[:2] for key in ("kernel_size", "stride", "padding")))  # type: ignore[arg-type]
+
+
 STEPS: dict[str, Step] = {
     "linear": _linear,  # weight [out,in], bias [out]
     "conv2d": _conv2d,
@@ -118,6 +138,10 @@ STEPS: dict[str, Step] = {
     "permute": _permute,
     "add": lambda op, t, x: x[0] + x[1],
 }
+
+
+# What is not affine: a verifier puts lines around it, from bounds of what it is given.
+NON_AFFINE = frozenset({"relu", "max_pool2d", "sigmoid", "tanh"})
 
 
 class Network(Placed):
@@ -172,6 +196,21 @@ class Network(Placed):
     def units(self) -> int:
         """U, ReLUs: those of every operation in order, each flattened."""
         return sum(size(op.shape) for op in self.operations if op.kind == "relu")
+
+    def bounded(self) -> dict[str, int]:
+        """Of how many numbers each operation that is not affine needs both ends, by its name.
+
+        None where it reads from another one, whose lines say what comes out.
+        """
+        made = {op.name: op for op in self.operations}
+        found = {}
+        for op in self.operations:
+            if op.kind in NON_AFFINE:
+                source = made.get(op.inputs[0])
+                known = source is not None and source.kind in NON_AFFINE and op.kind != "relu"
+                shape = self.input_shape if source is None else source.shape
+                found[op.name] = 0 if known else size(shape)
+        return found
 
     @property
     def dtype(self) -> torch.dtype:

@@ -57,6 +57,11 @@ class Sketch:
         """Means of disjoint squares."""
         return self.apply("avg_pool2d", kernel_size=(kernel, kernel), stride=(kernel, kernel))
 
+    def max_pool2d(self, kernel: int, stride: int, padding: int = 0) -> Sketch:
+        """Largest numbers of squares."""
+        squares = {"kernel_size": kernel, "stride": stride, "padding": padding}
+        return self.apply("max_pool2d", **{key: (n, n) for key, n in squares.items()})
+
     def reshape(self, *shape: int) -> Sketch:
         """The same numbers in another shape."""
         return self._emit("reshape", shape=shape)
@@ -176,6 +181,13 @@ def leaky(seed: int) -> Network:
     return sketch.linear(5).leaky(0.01).linear(3).finish()
 
 
+def max_pooled(seed: int) -> Network:
+    """Max pools: with windows that overlap and with padding, before and after ReLUs."""
+    sketch = Sketch(seed, (1, 8, 8)).max_pool2d(2, stride=1, padding=1).conv2d(3, 3, padding=1)
+    sketch.relu().max_pool2d(3, stride=2).conv2d(3, 2).max_pool2d(2, stride=2).relu()
+    return sketch.flatten().linear(5).relu().linear(3).finish()
+
+
 NETWORKS: dict[str, Callable[[int], Network]] = {
     "fully connected": fully_connected,
     "convolutional": convolutional,
@@ -184,6 +196,7 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
     "pooled": pooled,
     "rearranged": rearranged,
     "leaky": leaky,
+    "max pooled": max_pooled,
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from advrepair.core.box import Box
-from advrepair.core.graph import INPUT, STEPS, Network
+from advrepair.core.graph import INPUT, NON_AFFINE, STEPS, Network, Operation
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.affine import without_bias
 
@@ -22,8 +22,8 @@ def propagate(
     for op in network.operations if last.kind != "linear" else network.operations[:-1]:
         step = STEPS[op.kind]
         centers, radii = [center[n] for n in op.inputs], [radius[n] for n in op.inputs]
-        if op.kind == "relu":
-            low, high = (centers[0] - radii[0]).clamp(min=0), (centers[0] + radii[0]).clamp(min=0)
+        if op.kind in NON_AFFINE:
+            low, high = image(op, centers[0] - radii[0], centers[0] + radii[0])
             center[op.name], radius[op.name] = (low + high) / 2, (high - low) / 2
         else:
             center[op.name] = step(op, params, centers)
@@ -37,3 +37,12 @@ def propagate(
     # Constants only: a zero A without memory of its own.
     zero = box.lower.new_zeros(()).expand(*lower.shape, *box.lower.shape[1:])
     return LinearBound(zero, lower)
+
+
+def image(op: Operation, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest result of a function that is not affine, [B,*shape] each.
+
+    Sound: a ReLU and a max pool never fall where an input grows, and round nothing.
+    """
+    step = STEPS[op.kind]
+    return step(op, {}, [low]), step(op, {}, [high])
