@@ -11,7 +11,7 @@ nothing is proved by a number that is not finite. docs/checker.md has the whole 
 import numpy as np
 
 from advrepair.checker.files import Array
-from advrepair.checker.lines import max_pool
+from advrepair.checker.lines import curve, max_pool
 from advrepair.checker.network import BENT, Network, Step
 
 _U, _TINY = 2.0**-53, 2.0**-400  # _TINY covers our underflow, as no sum may reach 2^500
@@ -23,6 +23,8 @@ LEVELS = {
 }
 Pair = tuple[Array, Array]
 Triple = tuple[Array, Array, Array]
+# ReLU units; slopes below, in two ways, and above; offsets above and below.
+Bent = tuple[slice, Pair, Array, Array, Array | None]
 
 
 def _dot(rows: Array, values: Array) -> Array:
@@ -53,7 +55,7 @@ class Region:
         self.g = 8 * _U * (net.longest + 16)
         self.low, self.high = ([face[:, : net.sizes[0]]] for face in box)
         self.most = [np.maximum(-self.low[0], self.high[0])]
-        self.slack, self.lines = [np.zeros(0)], dict[int, tuple[slice, Pair, Array, Array]]()
+        self.slack, self.lines = [np.zeros(0)], dict[int, Bent]()
         self.valid = np.asarray((self.most[0] < 2.0**500).all(1))  # [B], else nothing is proved
         self.empty = np.zeros(len(slope), bool)  # no input of the box is in the piece
         sums = [0]  # on the way from the input to a value; intervals are exact through one
@@ -118,21 +120,30 @@ class Region:
             above = np.where(unstable, share, low >= 0)
             steep = np.where(unstable, steep, low >= 0)
         shift = np.maximum(-above * low, (1 - above) * high)
-        self.lines[len(self.low)] = units, (given, steep), above, shift
+        self.lines[len(self.low)] = units, (given, steep), above, shift, None
         return np.maximum(low, 0), np.maximum(high, 0), self.g * self.most[source] + _TINY
 
     def _other(self, step: Step, deep: bool) -> Triple:
         """Lines around what has no sign, on bounds that are made better where deep.
 
         What is lost to the rounding of lines, and of rows times lines, is less than g times the
-        largest of what is given.
+        largest of what is given; of curves 2^-44 and g, of 1 more. A deployed curve errs by 16
+        units of its scale, which is an assumption.
         """
         (source,) = step.sources
         low, high = self._pulled(source, (self.low[source] < self.high[source]) & deep)
-        self.low[source], self.high[source], self.most[source] = low, high, np.maximum(-low, high)
-        below, above, shift, low, high, most = max_pool(low, high, step.taps)
-        self.lines[len(self.low)] = slice(0, 0), (below, below), above, shift
-        return low, high, self.g * most + _TINY
+        self.low[source], self.high[source] = low, high
+        self.most[source] = most = np.maximum(-low, high)
+        if step.kind == "max_pool2d":
+            below, above, shift, low, high, most = max_pool(low, high, step.taps)
+            lift, slack = None, self.g * most + _TINY
+        else:
+            below, above, lift, shift, low, high = curve(step.kind, low, high)
+            unit, subnormal, _ = LEVELS[self.level]
+            slack = (2.0**-44 + self.g) * (1 + most) + 16 * (unit + subnormal)
+            low, high = low - slack, high + slack
+        self.lines[len(self.low)] = slice(0, 0), (below, below), above, shift, lift
+        return low, high, slack
 
     def _pulled(self, source: int, wanted: Array) -> Pair:
         """Bounds of a value, those that are wanted made better by rows over them."""
@@ -163,8 +174,10 @@ class Region:
             error = error + _dot(abs(A), self.slack[index][own])
             constant = constant + A @ step.bias
             if step.kind in BENT:
-                units, below, above, shift = self.lines[index]
+                units, below, above, shift, lift = self.lines[index]
                 constant = constant + _dot(np.minimum(A, 0), shift[own])
+                if lift is not None:
+                    constant = constant + _dot(np.maximum(A, 0), lift[own])
                 A = A[..., None] if step.kind == "max_pool2d" else A
                 A = np.maximum(A, 0) * below[steep][own] + np.minimum(A, 0) * above[own]
                 A = step.spread(A.reshape(len(A), -1)) if step.kind == "max_pool2d" else A

@@ -1,11 +1,73 @@
 """Lines around functions that are not affine, chosen here from bounds of what they are given."""
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 from advrepair.checker.files import Array
 
 _TINY = 2.0**-900
 Lines = tuple[Array, Array, Array, Array, Array, Array]
+Function = Callable[[Array], Array]
+_erf = np.vectorize(math.erf, [float])
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(0.5 + 0.5 * np.tanh(x / 2))
+
+
+# Value and slope; the curve is convex from -bend, or -inf where that is 0, up to bend, else
+# concave; where it is least.
+CURVES: dict[str, tuple[Function, Function, float, float]] = {
+    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2, 0.0, -math.inf),
+    "sigmoid": (_sigmoid, lambda x: _sigmoid(x) * _sigmoid(-x), 0.0, -math.inf),
+    "erf": (_erf, lambda x: 2 / math.sqrt(math.pi) * np.exp(-x * x), 0.0, -math.inf),
+}
+
+
+def curve(kind: str, low: Array, high: Array) -> Lines:
+    """Slopes below and above, offsets below and above, least and greatest result: [B,n] each.
+
+    Up to rounding: less than 2^-44 (1 + the largest input).
+    """
+    value, slope, bend, lowest = CURVES[kind]
+    under, lift = _below(value, slope, low, high, low, bend)
+    mirrored = (lambda x: -value(-x)), (lambda x: slope(-x))  # convex where the curve is concave
+    over, drop = _below(*mirrored, -high, -low, -high, -bend)
+    least = value(np.maximum(low, np.minimum(high, lowest)))
+    return under, over, lift, -drop, least, np.maximum(value(low), value(high))
+
+
+def _below(
+    value: Function, slope: Function, low: Array, high: Array, first: Array, bend: float
+) -> tuple[Array, Array]:
+    """Slope s and offset t of a line below f, which is convex on [first, bend], else concave.
+
+    Let g = f - s x. Where f is concave g is least at an end. Where it is convex, it is least at
+    d, s = f'(d), wherever that was looked for; or at first = low, where s is that of the chord
+    and f' at low exceeds it, as the tangent at low is above f at high.
+    """
+
+    def beyond(d: Array) -> Array:
+        return np.asarray(value(d) + slope(d) * (high - d) - at_high)  # of the tangent at d
+
+    at_low, at_high, middle = value(low), value(high), (low + high) / 2
+    wide = high - low > 2.0**-39 * (1 + abs(high))  # else its chord is all rounding
+    chord = (at_high - at_low) / np.where(wide, high - low, 1)
+    straight = (first >= bend) | (beyond(first) > 0)
+    middle = np.minimum(np.maximum(middle, first), bend)
+    near, past, far = first, middle, beyond(middle) > 0
+    for _ in range(20):
+        half = (near + past) / 2
+        passed = beyond(half) > 0
+        near, past = np.where(passed, near, half), np.where(passed, half, past)
+    short, over = -beyond(near), beyond(past)
+    rest = np.clip(short / np.maximum(short + over, _TINY), 0, 1)
+    d = np.where(far, near + rest * (past - near), middle)
+    s = np.where(straight, np.where(wide, chord, slope((low + high) / 2)), slope(d))
+    ends = np.minimum(at_low - s * low, at_high - s * high)
+    return s, np.where(straight, ends, np.minimum(ends, value(d) - s * d))
 
 
 def max_pool(low: Array, high: Array, index: Array) -> Lines:

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from advrepair.checker.files import Array, Malformed, Tensors, Unsupported, demand
+from advrepair.checker.lines import CURVES
 
 _MOST = 2**20  # numbers of a value, and so terms of a sum: the account needs K u small
-BENT = frozenset({"relu", "max_pool2d"})  # not affine: bounds.py puts lines around them
+BENT = frozenset({"relu", "max_pool2d", *CURVES})  # not affine: they get lines around them
 _COPIES = BENT | {"reshape", "pad", "permute"}  # nothing is rounded
-_SETTINGS = {kind: "" for kind in ("linear", "scale", "relu", "add", "reshape")} | {
+_PLAIN = ("linear", "scale", "relu", "add", "reshape", *CURVES)
+_SETTINGS = {kind: "" for kind in _PLAIN} | {
     "conv2d": "stride padding dilation groups", "avg_pool2d": "kernel_size stride", "pad": "pad",
     "max_pool2d": "kernel_size stride padding", "permute": "axes",
 }  # fmt: skip

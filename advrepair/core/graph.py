@@ -131,6 +131,7 @@ STEPS: dict[str, Step] = {
     "relu": lambda op, t, x: F.relu(x[0]),
     "sigmoid": lambda op, t, x: torch.sigmoid(x[0]),
     "tanh": lambda op, t, x: torch.tanh(x[0]),
+    "erf": lambda op, t, x: torch.erf(x[0]),
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "pad": _pad,  # zeros
@@ -141,7 +142,7 @@ STEPS: dict[str, Step] = {
 
 
 # What is not affine: a verifier puts lines around it, from bounds of what it is given.
-NON_AFFINE = frozenset({"relu", "max_pool2d", "sigmoid", "tanh"})
+NON_AFFINE = frozenset({"relu", "max_pool2d", "sigmoid", "tanh", "erf"})
 
 
 class Network(Placed):

@@ -186,6 +186,7 @@ OPERATORS: dict[str, Reader] = {
     "Conv": _conv,
     "Div": _binary(layers.divide),
     "Dropout": _dropout,
+    "Erf": _simple("erf"),
     "Flatten": _flatten,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,

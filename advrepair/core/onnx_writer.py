@@ -149,7 +149,7 @@ def _operation(
     raise UnsupportedNetworkError(f"network: node {op.name!r} ({op.kind}) cannot be exported")
 
 
-_SIMPLE = {"relu": "Relu", "add": "Add", "sigmoid": "Sigmoid", "tanh": "Tanh"}
+_SIMPLE = {"relu": "Relu", "add": "Add", "sigmoid": "Sigmoid", "tanh": "Tanh", "erf": "Erf"}
 
 
 def _linear(to: Steps, op: Operation, x: str, weights: list[str], shape: tuple[int, ...]) -> str:

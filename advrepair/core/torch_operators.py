@@ -239,6 +239,7 @@ def _convert_to(dtype: torch.dtype) -> Callable[..., Value]:
 _SHARED: dict[str, Callable[..., Any]] = {
     "add": _add,
     "div": _div,
+    "erf": _activation("erf"),
     "flatten": _flatten,
     "matmul": _matmul,
     "mean": _mean,

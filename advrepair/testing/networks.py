@@ -188,6 +188,14 @@ def max_pooled(seed: int) -> Network:
     return sketch.flatten().linear(5).relu().linear(3).finish()
 
 
+def curved(seed: int) -> Network:
+    """A sigmoid after a convolution, a sum around a tanh, an erf, and a ReLU among them."""
+    sketch = Sketch(seed, (1, 5, 5)).conv2d(2, 3).apply("sigmoid").flatten().linear(6)
+    around = sketch.last
+    sketch.apply("tanh").linear(6).add(around).apply("tanh").linear(5).relu().linear(4)
+    return sketch.apply("erf").linear(3).finish()
+
+
 NETWORKS: dict[str, Callable[[int], Network]] = {
     "fully connected": fully_connected,
     "convolutional": convolutional,
@@ -197,6 +205,7 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
     "rearranged": rearranged,
     "leaky": leaky,
     "max pooled": max_pooled,
+    "curved": curved,
 }
 
 

@@ -7,7 +7,7 @@ values at a new vertex follow by interpolation, exactly, because they are affine
 
 Limits: one or two input coordinates (polygons have an order of vertices, polytopes do not),
 affine operations and ReLU, and about 20 unstable ReLUs: the polygons grow with their square.
-Evaluation at a point has no such limits, and knows max pools.
+Evaluation at a point has no such limits, and knows max pools. Smooth activations are beyond it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ Vector = list[Fraction]
 Vertex = dict[str, Vector]  # the value of every operation so far, at one point
 _AFFINE = ("linear", "conv2d", "scale", "avg_pool2d", "pad", "reshape", "permute")
 _Row = tuple[list[tuple[int, Fraction]], Fraction]  # its non-zero coefficients, its constant
+
+
+def can_evaluate(network: Network) -> bool:
+    """Whether the values of a network at a point are rational: no smooth activation."""
+    return {op.kind for op in network.operations} <= {*_AFFINE, "relu", "add", "max_pool2d"}
 
 
 def fractions(tensor: Tensor) -> Vector:

@@ -362,7 +362,7 @@ def test_slack_of_a_relu_covers_its_rounding(seed, level):
     net = Network(structure, {})
     slope = rng.integers(0, 256, (1, 5)) / 255
     region = Region(net, level, pieces_of(net, (low, high)), slope)
-    (_, (below, _), above, shift), slack = region.lines[1], region.slack[1]
+    (_, (below, _), above, shift, _), slack = region.lines[1], region.slack[1]
     rows = rng.normal(size=(1, 5))
     pulled, constant, _ = region.pull(1, rows, np.zeros(1, int))
     owed, had = Fraction(0), Fraction(0)

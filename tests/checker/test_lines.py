@@ -3,23 +3,26 @@
 from fractions import Fraction
 from itertools import product
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+from functions import doubles, ends, exact, grid, kinds, numbers, widths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_bounds import lowest
 
 from advrepair.checker import bounds
-from advrepair.checker.lines import max_pool
+from advrepair.checker.lines import CURVES, curve, max_pool
 from advrepair.core.graph import INPUT, Operation
 from advrepair.plugins.verifiers import pools
+from advrepair.plugins.verifiers.curves import curved
 from advrepair.testing.cases import make_case
 from advrepair.testing.networks import Sketch
 from advrepair.testing.search import low_points
 
 extremes = [0.0, 1e-300, 1e-30, 1e-7, 0.1, 1.0, 3.0, 1e30]
-numbers = st.one_of(st.floats(-4, 4), st.sampled_from([*extremes, *(-x for x in extremes)]))
+floats = st.one_of(st.floats(-4, 4), st.sampled_from([*extremes, *(-x for x in extremes)]))
 G = 8 * 2.0**-53 * 21  # what the checker adds to its lines, for a window of four
 
 
@@ -27,7 +30,7 @@ def exactly(array):
     return [Fraction(x) for x in array.ravel().tolist()]
 
 
-@given(st.lists(st.tuples(numbers, numbers), min_size=4, max_size=4), st.booleans())
+@given(st.lists(st.tuples(floats, floats), min_size=4, max_size=4), st.booleans())
 def test_lines_around_a_window_hold_exactly(ends, padded):
     """At every corner, in rational arithmetic; padding is no input."""
     index = np.array([[3, 0, 1, -1 if padded else 2]])
@@ -43,6 +46,30 @@ def test_lines_around_a_window_hold_exactly(ends, padded):
         assert sum(s * x for s, x in zip(below, met, strict=True)) - slack <= largest
         assert largest <= sum(s * x for s, x in zip(above, met, strict=True)) + offset + slack
         assert Fraction(least.item()) <= largest <= Fraction(greatest.item())
+
+
+@given(kinds, ends, ends)
+def test_lines_around_a_curve_hold_exactly(kind, one, other):
+    low, high = (np.array([[f(one, other)]]) for f in (min, max))
+    lines = curve(kind, low, high)
+    under, over, lift, drop, least, greatest = (mpmath.mpf(each.item()) for each in lines)
+    slack = mpmath.mpf(2) ** -44 * (1 + max(abs(one), abs(other)))
+    for x in grid(low.item(), high.item()):
+        y = exact(kind, x)
+        assert under * x + lift - slack <= y <= over * x + drop + slack
+        assert least - slack <= y <= greatest + slack
+
+
+@given(kinds, ends, widths)
+def test_both_choose_the_same_lines_around_a_curve(kind, low, width):
+    high = low + width * (1 + abs(low))
+    mine = [each.item() for each in curve(kind, np.array([[low]]), np.array([[high]]))[:4]]
+    theirs = [float(each) for each in numbers(curved(kind, *doubles(low, high), None))]
+    under, lift, over, drop = theirs
+    for x in (low, high, (low + high) / 2):
+        near = 1e-9 * (1 + abs(x))
+        assert abs((mine[0] * x + mine[2]) - (under * x + lift)) <= near
+        assert abs((mine[1] * x + mine[3]) - (over * x + drop)) <= near
 
 
 def too_low(low, high, index):
@@ -75,6 +102,29 @@ def window(seed):
     """One max pool, and little else."""
     sketch = Sketch(seed, (1, 3, 3)).max_pool2d(2, stride=1)
     return sketch.flatten().linear(3).finish()
+
+
+def rising(seed):
+    return Sketch(seed, (2,)).linear(5).apply("tanh").linear(3).finish()
+
+
+def concave(kind, low, high):
+    """As if a curve were concave everywhere: the tangent at the middle above it."""
+    under, _, lift, _, *rest = curve(kind, low, high)
+    middle, (value, slope, *_) = (low + high) / 2, CURVES[kind]
+    return under, slope(middle), lift, value(middle) - slope(middle) * middle, *rest
+
+
+def narrow(kind, low, high):
+    under, over, lift, drop, *rest = curve(kind, low, high)
+    return under, over, lift, drop - 0.01 * (high - low), *rest
+
+
+@pytest.mark.parametrize("bug", [None, concave, narrow])
+def test_a_planted_bug_in_a_curve_is_caught(bug, monkeypatch):
+    if bug is not None:
+        monkeypatch.setattr(bounds, "curve", bug)
+    assert is_beaten(rising) == (bug is not None)
 
 
 @pytest.mark.parametrize("bug", [None, too_low, turned, another_input])

@@ -14,6 +14,7 @@ from torch import Tensor
 from advrepair.core.errors import UnsupportedNetworkError, UsageError
 from advrepair.core.graph import (
     INPUT,
+    NON_AFFINE,
     STEPS,
     Network,
     Operation,
@@ -96,7 +97,7 @@ PULL: dict[str, Rule] = {
 DIAGONAL = frozenset({"scale", "reshape", "permute", "pad"})
 
 
-_OTHERS = frozenset({"add", "relu", "max_pool2d"})
+_OTHERS = frozenset({"add"}) | NON_AFFINE
 
 
 def fan_in(op: Operation, tensors: Tensors) -> int:

@@ -100,7 +100,7 @@ class Forwards:
             op = self._operation(name)
             reader = next((r for r, source in self._sources.items() if source == name), None)
             if op.kind in NON_AFFINE:
-                ends = image(op, *self._bounded[name])
+                ends = image(op, *self._bounded[name], self.rounding)
                 self._around[name] = self._between(name, *ends)
             elif reader is not None:
                 self._around[name] = self._between(name, *self._bounded[reader])

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from advrepair.core.box import Box
 from advrepair.core.graph import INPUT, NON_AFFINE, STEPS, Network, Operation
+from advrepair.core.rounding import Rounding
 from advrepair.core.types import LinearBound
+from advrepair.plugins.verifiers import curves
 from advrepair.plugins.verifiers.affine import without_bias
+from advrepair.plugins.verifiers.curves import CURVES
 
 
 def propagate(
@@ -23,7 +26,7 @@ def propagate(
         step = STEPS[op.kind]
         centers, radii = [center[n] for n in op.inputs], [radius[n] for n in op.inputs]
         if op.kind in NON_AFFINE:
-            low, high = image(op, centers[0] - radii[0], centers[0] + radii[0])
+            low, high = image(op, centers[0] - radii[0], centers[0] + radii[0], None)
             center[op.name], radius[op.name] = (low + high) / 2, (high - low) / 2
         else:
             center[op.name] = step(op, params, centers)
@@ -39,10 +42,15 @@ def propagate(
     return LinearBound(zero, lower)
 
 
-def image(op: Operation, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest result of a function that is not affine, [B,*shape] each.
+def image(
+    op: Operation, low: Tensor, high: Tensor, rounding: Rounding | None
+) -> tuple[Tensor, Tensor]:
+    """Least and greatest result of a function that is not affine, [B,*shape] each.
 
-    Sound: a ReLU and a max pool never fall where an input grows, and round nothing.
+    Sound: a ReLU and a max pool never fall where an input grows, and round nothing; for the
+    others see :func:`advrepair.plugins.verifiers.curves.image`.
     """
+    if op.kind in CURVES:
+        return curves.image(op.kind, low, high, rounding)
     step = STEPS[op.kind]
     return step(op, {}, [low]), step(op, {}, [high])

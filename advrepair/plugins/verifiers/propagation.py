@@ -11,6 +11,7 @@ from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.account import Account
 from advrepair.plugins.verifiers.asking import Asking
 from advrepair.plugins.verifiers.counts import Counts
+from advrepair.plugins.verifiers.curves import CURVES, curved
 from advrepair.plugins.verifiers.descent import Descent
 from advrepair.plugins.verifiers.forwards import Forwards
 from advrepair.plugins.verifiers.interval_arithmetic import image
@@ -53,15 +54,17 @@ class Propagation(Forwards):
             low, high = ends if source in self.shallow else (lower, upper)
             reach = self.rounding.overflowing(torch.maximum(low.abs(), high.abs()))
             self.sizes[source] = torch.minimum(self.sizes[source], reach)
-            small, large = image(op, lower, upper)
+            small, large = image(op, lower, upper, self.rounding)
             reach = large if op.kind == "relu" else torch.maximum(small.abs(), large.abs())
-            self.sizes[op.name] = torch.minimum(self.sizes[op.name], reach)
+            # Of a curve the other size leaves no room for what the deployed one errs by.
+            curve = op.kind in CURVES
+            self.sizes[op.name] = reach if curve else torch.minimum(self.sizes[op.name], reach)
 
     def _given(self, op: Operation) -> tuple[Tensor, Tensor]:
         """Ends of what a function is given; those of a function's results are known."""
         source = op.inputs[0]
         if op.kind != "relu" and source in self._bounded:
-            return image(self._operation(source), *self._bounded[source])
+            return image(self._operation(source), *self._bounded[source], self.rounding)
         return self._interval(source, op)
 
     def known(self, op: Operation, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,6 +75,8 @@ class Propagation(Forwards):
         """Lines around a function whose input lies between two bounds."""
         if op.kind == "max_pool2d":
             return max_pool(op, lower, upper, self.rounding is not None)
+        if op.kind in CURVES:
+            return curved(op.kind, lower, upper, self.rounding)
         return relu(lower, upper, self.slope_below(op), self.rounding is not None)
 
     def slope_below(self, op: Operation) -> str | Tensor:
@@ -92,15 +97,15 @@ class Propagation(Forwards):
         """Bounds of a value over the boxes, [B,*shape] each, for the function that reads it.
 
         Sound: exact interval arithmetic for a value that is affine in the input, otherwise
-        back-substitution of every unit and of its negation. Where more than a sign counts, or
-        rows would begin at a function, the better of that and of interval arithmetic is taken.
+        back-substitution of every unit and of its negation. Where rows begin at a function, the
+        better of that and of what follows from the function's own input is taken.
         """
         if known := self.shallow.get(name):
             return self._faces(known)
         index = next(i for i, op in enumerate(self.network.operations) if op.name == name)
         lower, upper = (self._descend if self._plain() else self._by_steps)(index, reader)
-        if self._whole(reader) or self.network.operations[index].kind in NON_AFFINE:
-            low, high = self._faces(self._interval_around(name))
+        if name in self._bounded:
+            low, high = image(self._operation(name), *self._bounded[name], self.rounding)
             lower, upper = torch.maximum(lower, low), torch.minimum(upper, high)
         return self._ordered(lower, upper)
 
