@@ -24,6 +24,8 @@ def exact(kind: str, x: mpmath.mpf) -> mpmath.mpf:
         "tanh": lambda: mpmath.tanh(x),
         "sigmoid": lambda: 1 / (1 + mpmath.exp(-x)),
         "erf": lambda: mpmath.erf(x),
+        # By erfc, so that nothing cancels.
+        "gelu": lambda: x * mpmath.erfc(-x / mpmath.sqrt(2)) / 2,
     }[kind]()
 
 

@@ -128,7 +128,7 @@ class Region:
 
         What is lost to the rounding of lines, and of rows times lines, is less than g times the
         largest of what is given; of curves 2^-44 and g, of 1 more. A deployed curve errs by 16
-        units of its scale, which is an assumption.
+        units of its scale, 1 or of GELU its input, which is an assumption.
         """
         (source,) = step.sources
         low, high = self._pulled(source, (self.low[source] < self.high[source]) & deep)
@@ -140,7 +140,8 @@ class Region:
         else:
             below, above, lift, shift, low, high = curve(step.kind, low, high)
             unit, subnormal, _ = LEVELS[self.level]
-            slack = (2.0**-44 + self.g) * (1 + most) + 16 * (unit + subnormal)
+            scale = most if step.kind == "gelu" else 1
+            slack = (2.0**-44 + self.g) * (1 + most) + 16 * (unit * scale + subnormal)
             low, high = low - slack, high + slack
         self.lines[len(self.low)] = slice(0, 0), (below, below), above, shift, lift
         return low, high, slack

@@ -17,26 +17,42 @@ def _sigmoid(x: Array) -> Array:
     return np.asarray(0.5 + 0.5 * np.tanh(x / 2))
 
 
-# Value and slope; the curve is convex from -bend, or -inf where that is 0, up to bend, else
+def _normal(x: Array) -> Array:
+    return np.asarray((1 + _erf(x / math.sqrt(2))) / 2)
+
+
+# Value and slope; the curve is convex on [-bend, bend] or, where bend is 0, for x < 0, and else
 # concave; where it is least.
 CURVES: dict[str, tuple[Function, Function, float, float]] = {
     "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2, 0.0, -math.inf),
     "sigmoid": (_sigmoid, lambda x: _sigmoid(x) * _sigmoid(-x), 0.0, -math.inf),
     "erf": (_erf, lambda x: 2 / math.sqrt(math.pi) * np.exp(-x * x), 0.0, -math.inf),
+    "gelu": (
+        lambda x: x * _normal(x),
+        lambda x: _normal(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
+        math.sqrt(2),
+        -0.7517915246935645,
+    ),
 }
 
 
 def curve(kind: str, low: Array, high: Array) -> Lines:
     """Slopes below and above, offsets below and above, least and greatest result: [B,n] each.
 
-    Up to rounding: less than 2^-44 (1 + the largest input).
+    Up to rounding: less than 2^-44 (1 + the largest input). Of a GELU the side is seen that
+    reaches farther, by f(x) = x + f(-x); so high >= -low. Left of -bend f falls, so that f - s x
+    does for the slopes s > 0 that the line above has, and is largest at an end there.
     """
     value, slope, bend, lowest = CURVES[kind]
-    under, lift = _below(value, slope, low, high, low, bend)
+    ends = value(low), value(high), value(np.maximum(low, np.minimum(high, lowest)))
+    turned = (low + high < 0) & (bend > 0)
+    low, high = np.where(turned, -high, low), np.where(turned, -low, high)
+    first = np.maximum(low, -bend) if bend else low
+    under, lift = _below(value, slope, low, high, first, bend)
     mirrored = (lambda x: -value(-x)), (lambda x: slope(-x))  # convex where the curve is concave
     over, drop = _below(*mirrored, -high, -low, -high, -bend)
-    least = value(np.maximum(low, np.minimum(high, lowest)))
-    return under, over, lift, -drop, least, np.maximum(value(low), value(high))
+    under, over = (np.where(turned, 1 - each, each) for each in (under, over))
+    return under, over, lift, -drop, ends[2], np.maximum(ends[0], ends[1])
 
 
 def _below(
@@ -53,19 +69,20 @@ def _below(
         return np.asarray(value(d) + slope(d) * (high - d) - at_high)  # of the tangent at d
 
     at_low, at_high, middle = value(low), value(high), (low + high) / 2
-    wide = high - low > 2.0**-39 * (1 + abs(high))  # else its chord is all rounding
-    chord = (at_high - at_low) / np.where(wide, high - low, 1)
+    wide = high - low > 2.0**-9  # else its chord is all rounding; Simpson's rule has the mean
+    mean = (slope(low) + 4 * slope(middle) + slope(high)) / 6  # slope, off by width^4 / 180
+    chord = np.where(wide, (at_high - at_low) / np.where(wide, high - low, 1), mean)
     straight = (first >= bend) | (beyond(first) > 0)
     middle = np.minimum(np.maximum(middle, first), bend)
-    near, past, far = first, middle, beyond(middle) > 0
+    noise = 2.0**-46 * (1 + np.maximum(-low, high))
+    near, past, far = first, middle, beyond(middle) > noise
     for _ in range(20):
         half = (near + past) / 2
         passed = beyond(half) > 0
         near, past = np.where(passed, near, half), np.where(passed, half, past)
-    short, over = -beyond(near), beyond(past)
-    rest = np.clip(short / np.maximum(short + over, _TINY), 0, 1)
-    d = np.where(far, near + rest * (past - near), middle)
-    s = np.where(straight, np.where(wide, chord, slope((low + high) / 2)), slope(d))
+    short, over = np.maximum(-beyond(near), 0), np.maximum(beyond(past), 0)
+    d = np.where(far, near + short / np.maximum(short + over, _TINY) * (past - near), middle)
+    s = np.where(straight, chord, slope(d))
     ends = np.minimum(at_low - s * low, at_high - s * high)
     return s, np.where(straight, ends, np.minimum(ends, value(d) - s * d))
 

@@ -132,6 +132,7 @@ STEPS: dict[str, Step] = {
     "sigmoid": lambda op, t, x: torch.sigmoid(x[0]),
     "tanh": lambda op, t, x: torch.tanh(x[0]),
     "erf": lambda op, t, x: torch.erf(x[0]),
+    "gelu": lambda op, t, x: F.gelu(x[0]),  # x (1 + erf(x / sqrt 2)) / 2
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "pad": _pad,  # zeros
@@ -142,7 +143,7 @@ STEPS: dict[str, Step] = {
 
 
 # What is not affine: a verifier puts lines around it, from bounds of what it is given.
-NON_AFFINE = frozenset({"relu", "max_pool2d", "sigmoid", "tanh", "erf"})
+NON_AFFINE = frozenset({"relu", "max_pool2d", "sigmoid", "tanh", "erf", "gelu"})
 
 
 class Network(Placed):

@@ -189,10 +189,10 @@ def max_pooled(seed: int) -> Network:
 
 
 def curved(seed: int) -> Network:
-    """A sigmoid after a convolution, a sum around a tanh, an erf, and a ReLU among them."""
+    """A sigmoid after a convolution, a sum around a tanh, a GELU, a ReLU and an erf."""
     sketch = Sketch(seed, (1, 5, 5)).conv2d(2, 3).apply("sigmoid").flatten().linear(6)
     around = sketch.last
-    sketch.apply("tanh").linear(6).add(around).apply("tanh").linear(5).relu().linear(4)
+    sketch.apply("tanh").linear(6).add(around).apply("gelu").linear(5).relu().linear(4)
     return sketch.apply("erf").linear(3).finish()
 
 

@@ -121,6 +121,25 @@ def test_as_tight_as_the_verifier(name, level):
     assert (found >= least - 1e-3 - 1e-2 * np.abs(least)).all()
 
 
+@pytest.mark.parametrize("kind", ["tanh", "gelu"])
+@pytest.mark.parametrize("radius", [0.2, 0.5])
+def test_lines_that_no_certificate_stores_are_found_again(kind, radius):
+    """Also where boxes are so wide that interval arithmetic is better than rows in places."""
+    for seed in range(6):
+        sketch = Sketch(seed, (4,))
+        for _ in range(5):
+            sketch.linear(12).apply(kind)
+        network = sketch.linear(3).finish()
+        box, C = some_boxes(network, seed, radius)
+        double, params = box.to(torch.float64), {n: t.double() for n, t in network.tensors.items()}
+        bound = DeepPoly().prepare(network, Rounding("deployed-float32"))
+        none = torch.zeros(C.shape[:2], dtype=torch.float64)
+        claimed = bound(params, double, C.double(), none).minimum_rigorous(double).numpy()
+        found, _ = lowest(network, box, C, "deployed-float32")
+        exact, _ = lowest(network, box, C, "real")
+        assert (claimed <= found + 4 * (exact - found)).all()
+
+
 @pytest.mark.parametrize(("level", "dtype"), [("deployed-float32", torch.float32)])
 def test_rounding_at_its_worst(level, dtype):
     network = absorbing(2.0**-24)

@@ -3,14 +3,16 @@
 import mpmath
 import pytest
 import torch
+from attrs import evolve
 from functions import doubles, ends, exact, grid, kinds, numbers, widths
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from advrepair.core import rounding
 from advrepair.core.graph import INPUT, STEPS, Operation
 from advrepair.core.rounding import Level, Rounding
 from advrepair.core.types import Box
-from advrepair.plugins.verifiers import propagation
+from advrepair.plugins.verifiers import curves, propagation
 from advrepair.plugins.verifiers.curves import CURVES, curved, image
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.interval import Interval
@@ -30,6 +32,10 @@ def holds(kind: str, lower: float, upper: float, lines: Relaxation) -> bool:
 @example("tanh", -1e120, 1e120)
 @example("sigmoid", 0.0, 0.0)
 @example("erf", -40.0, 1e-3)
+@example("gelu", -5.0, -1.0)  # a chord from end to end would cross the curve
+@example("gelu", -2.0, 2.0)
+@example("gelu", -40.0, 1.5)
+@example("gelu", -1.4142135623730951, 1.4142135623730954)
 def test_rigorous_lines_hold_exactly(kind, one, other):
     lower, upper = min(one, other), max(one, other)
     assert holds(kind, lower, upper, curved(kind, *doubles(lower, upper), REAL))
@@ -71,8 +77,7 @@ def test_the_image_holds_every_value(kind, one, other):
 
 
 @pytest.mark.parametrize("kind", CURVES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_values_and_slopes_are_those_of_the_function(kind, dtype):
+def test_values_and_slopes_are_those_of_the_function(kind):
     """The lines leave room for 2^-44 (1 + |x|); the library is far within."""
     x = torch.cat(
         [torch.linspace(-12, 12, 401), torch.tensor([-1e30, -40.0, 1e-30, 50.0])]
@@ -94,6 +99,37 @@ def test_a_curve_is_convex_and_concave_where_it_says(kind):
         curvature = mpmath.diff(lambda x: exact(kind, x), x, 2)
         inside = x < bend and (bend == 0 or x > -bend)
         assert (curvature >= 0) == inside or abs(abs(x) - bend) < 1e-9, x
+
+
+def test_a_gelu_is_what_its_lines_rest_on():
+    """Less x / 2 it is even and grows with the size of x; it falls left of -bend, and is steep."""
+    curve = CURVES["gelu"]
+    x = torch.linspace(0, 12, 4001).double()
+    off, grows = curve.value(x) - x / 2, curve.slope(x) - 0.5
+    torch.testing.assert_close(off, curve.value(-x) + x / 2, rtol=0, atol=1e-14)
+    assert bool((grows >= 0).all()) and bool((off.diff() >= -1e-15).all())
+    assert bool((curve.slope(x[x >= curve.bend]) > 1 - 1e-15).all())
+    assert bool((curve.slope(-x[x >= curve.bend]) < 1e-15).all())
+    assert bool((curve.slope(x.new_tensor([curve.lowest])).abs() < 1e-15).all())
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_gradients_are_those_of_the_lines(kind):
+    """Where a tangent is looked for, where a chord is taken, and at a point: always finite."""
+    pairs = [(-3.0, 2.0), (-2.0, 3.0), (0.3, 0.9), (-0.9, -0.3), (-6.0, -1.0), (1.0, 1.0), (0, 0)]
+    low, high = (torch.tensor([pair], dtype=torch.float64).T for pair in zip(*pairs, strict=True))
+    low, high = low.requires_grad_(), high.requires_grad_()
+    parts = ("lower_slope", "lower_offset", "upper_slope", "offset")
+    step = 1e-5
+    for part in parts:
+        found = torch.autograd.grad(getattr(curved(kind, low, high, None), part).sum(), (low, high))
+        assert all(bool(each.isfinite().all()) for each in found)
+        for each, down, up in ((found[0], step, 0.0), (found[1], 0.0, step)):
+            ahead, behind = (
+                getattr(curved(kind, low + s * down, high + s * up, None), part) for s in (1, -1)
+            )
+            slope = (ahead - behind)[:5] / (2 * step)
+            torch.testing.assert_close(each[:5], slope.detach(), rtol=1e-4, atol=1e-4)
 
 
 def float32s(kind):
@@ -179,42 +215,86 @@ def test_deeppoly_is_tighter_than_intervals(kind):
 def _slightly_low(kind, lower, upper, rounding):
     lines = curved(kind, lower, upper, rounding)
     spread = 0.01 * (upper - lower)
-    return Relaxation(
-        lines.lower_slope, lines.upper_slope, lines.offset - spread, lines.lower_offset
-    )
+    return evolve(lines, offset=lines.offset - spread)
 
 
 def _tangent_at_the_middle(kind, lower, upper, rounding):
     """As if a curve were concave everywhere."""
     middle, curve = (lower + upper) / 2, CURVES[kind]
     slope = curve.slope(middle)
+    offset = curve.value(middle) - slope * middle
+    return evolve(curved(kind, lower, upper, rounding), upper_slope=slope, offset=offset)
+
+
+def _tangent_beyond_the_end(kind, lower, upper, rounding):
+    """Touching where the far end is missed, and not lowered to it."""
+    middle, curve = ((lower + upper) / 2).clamp(max=0), CURVES[kind]
+    slope = curve.slope(middle)
+    lift = curve.value(middle) - slope * middle
+    return evolve(curved(kind, lower, upper, rounding), lower_slope=slope, lower_offset=lift)
+
+
+def _chord_above(kind, lower, upper, rounding):
+    """As if a curve were convex everywhere, like a ReLU."""
+    at_low, at_high = (CURVES[kind].value(end) for end in (lower, upper))
+    slope = (at_high - at_low) / (upper - lower).clamp(min=1e-9)
     lines = curved(kind, lower, upper, rounding)
-    return Relaxation(
-        lines.lower_slope, slope, curve.value(middle) - slope * middle, lines.lower_offset
-    )
+    offset = torch.maximum(at_low - slope * lower, at_high - slope * upper)
+    return evolve(lines, upper_slope=slope, offset=offset + 1e-9)
+
+
+def _never_turned(kind, lower, upper, rounding):
+    """The line above a GELU as if its left side were like its right one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CURVES, kind, evolve(CURVES[kind], bend=0.0))
+        return curved(kind, lower, upper, rounding)
 
 
 def _another_curve(kind, lower, upper, rounding):
-    return curved("erf", lower, upper, rounding)
+    return curved("erf" if kind != "erf" else "tanh", lower, upper, rounding)
 
 
-@pytest.mark.parametrize("bug", [_slightly_low, _tangent_at_the_middle, _another_curve])
-def test_a_planted_bug_is_caught(bug, monkeypatch):
-    monkeypatch.setattr(propagation, "curved", bug)
+BUGS = {
+    _slightly_low: CURVES,
+    _tangent_at_the_middle: CURVES,
+    _tangent_beyond_the_end: CURVES,
+    _chord_above: CURVES,
+    _never_turned: ["gelu"],
+    _another_curve: CURVES,
+}
+
+
+@pytest.mark.parametrize("bug, kind", [(bug, kind) for bug in BUGS for kind in BUGS[bug]])
+def test_planted_bugs_cross_the_curve(bug, kind):
+    """On intervals like those of the tests above."""
+    ends = [-5.0, -1.7, -1.0, -0.2, 0.4, 1.0, 1.8, 5.0]
+    pairs = [(low, high) for i, low in enumerate(ends) for high in ends[i + 1 :]]
+    assert all(holds(kind, *pair, curved(kind, *doubles(*pair), REAL)) for pair in pairs)
+    assert not all(holds(kind, *pair, bug(kind, *doubles(*pair), REAL)) for pair in pairs)
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_lines_without_room_for_our_own_rounding_cross_the_curve(kind, monkeypatch):
+    monkeypatch.setattr(curves, "_OURS", 0.0)
+    ends = [(i / 7 - 6, i / 7 - 6 + 2.0 ** -(i % 40)) for i in range(84)]
+    assert not all(holds(kind, *pair, curved(kind, *doubles(*pair), REAL)) for pair in ends)
+
+
+def test_a_planted_bug_is_caught_by_the_kit(monkeypatch):
+    monkeypatch.setattr(propagation, "curved", _tangent_at_the_middle)
     failed = dict(conformance(DeepPoly()))
     assert any(name.startswith("check_no_point_beats") for name in failed), failed
 
 
-def test_a_bound_without_the_library_s_error_is_beaten(monkeypatch):
-    """At a point, where a float32 tanh is not the exact one; so that error must be counted."""
-    from advrepair.core import rounding
-
+@pytest.mark.parametrize("kind", CURVES)
+def test_a_bound_without_the_library_s_error_is_beaten(kind, monkeypatch):
+    """At a point, where a float32 result is not the exact one; so that error must be counted."""
     x = torch.linspace(-3, 3, 999)
-    op = Operation("tanh", "tanh", (INPUT,), ())
-    y = STEPS["tanh"](op, {}, [x]).double()
+    op = Operation(kind, kind, (INPUT,), ())
+    y = STEPS[kind](op, {}, [x]).double()
     level = Rounding("deployed-float32")
-    least, greatest = image("tanh", x.double(), x.double(), level)
+    least, greatest = image(kind, x.double(), x.double(), level)
     assert bool(((least <= y) & (y <= greatest)).all())
     monkeypatch.setattr(rounding, "UNITS_OF_FUNCTIONS", 0)
-    least, greatest = image("tanh", x.double(), x.double(), level)
+    least, greatest = image(kind, x.double(), x.double(), level)
     assert not bool(((least <= y) & (y <= greatest)).all())

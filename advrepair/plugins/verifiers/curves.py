@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from attrs import frozen
 from torch import Tensor
 
@@ -18,6 +19,11 @@ from advrepair.plugins.verifiers.relaxations import Relaxation
 
 Function = Callable[[Tensor], Tensor]
 _HALVINGS = 20  # of where a tangent's point is looked for; then a chord
+# Up to this width the slope of a chord is the mean of the curve's, by Simpson's rule: a quotient
+# would be all rounding. It is off by width^4 / 2880 times the fifth derivative, which is at most
+# 16; times the width that is less than 2^-52.
+_NARROW = 2.0**-9
+_NOISE = 64  # units of 1 + the largest |x|, by which nothing that is computed here can be told
 # Times 1 + the largest |x|: what a value less slope * x, or a row times a slope, is off by in
 # float64, with room for functions of the library that err by some hundred units.
 _OURS = 2.0**-44
@@ -25,11 +31,10 @@ _OURS = 2.0**-44
 
 @frozen
 class Curve:
-    """An activation: convex from ``-bend`` or from -inf up to bend, concave elsewhere.
+    """An activation: convex on [-bend, bend] or, where bend is 0, for x < 0; else concave.
 
-    value: the function. slope: its derivative, between -1 and 2. bend: 0 of curves in the form
-    of an S, which are convex where x is negative; of the others f(x) - x / 2 is even. lowest:
-    where the function is least.
+    value: the function f. slope: its derivative, between -1 and 2. lowest: where f is least.
+    Where bend is not 0, f(x) = x + f(-x), and E(x) = f(x) - x / 2 grows with ``|x|``.
     """
 
     value: Function
@@ -42,24 +47,40 @@ def _erf_slope(x: Tensor) -> Tensor:
     return 2 / math.sqrt(math.pi) * torch.exp(-x * x)
 
 
+def _gelu_slope(x: Tensor) -> Tensor:
+    density = torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    return (1 + torch.erf(x / math.sqrt(2))) / 2 + x * density
+
+
 CURVES: Mapping[str, Curve] = {
     "tanh": Curve(torch.tanh, lambda x: 1 - torch.tanh(x) ** 2),
     "sigmoid": Curve(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x)),
     "erf": Curve(torch.erf, _erf_slope),
+    # x P(X < x), X normal with density p: f' = P + x p, f'' = (2 - x^2) p, E' = P - 1/2 + x p.
+    "gelu": Curve(F.gelu, _gelu_slope, math.sqrt(2), -0.7517915246935645),
 }
 
 
 def curved(kind: str, lower: Tensor, upper: Tensor, rounding: Rounding | None) -> Relaxation:
     """Lines around a curve for inputs in [lower, upper], [B,*shape].
 
-    Sound: below as :func:`below` says; above, as that says of -f(-x), which is convex up to
-    -bend. With ``rounding`` the offsets leave room for what :func:`slack_of` says.
+    Sound: below as :func:`below` says; above, as that says of F(x) = -f(-x), which for curves in
+    the form of an S is convex where f is concave. A GELU is seen from the side that reaches
+    farther from 0, by f(x) = x + f(-x); so upper >= -lower. F is convex up to -bend and concave
+    up to bend; from there on it is convex again, but falls, as f' < 0 left of -bend. There
+    F - s x falls, too, and is least at its end, as s > 0: a chord has the slope 1/2 + (E(upper)
+    - E(lower)) / (upper - lower) >= 1/2, and a tangent at bend or right of it more than 1.
+    With ``rounding`` the offsets leave room for what :func:`slack_of` says.
     """
     curve = CURVES[kind]
-    under, lift = below(curve.value, curve.slope, lower, upper, lower, curve.bend)
+    turned = (lower + upper < 0) & (curve.bend > 0)
+    low, high = torch.where(turned, -upper, lower), torch.where(turned, -lower, upper)
+    first = low.clamp(min=-curve.bend) if curve.bend else low
+    under, lift = below(curve.value, curve.slope, low, high, first, curve.bend)
     over, drop = below(
-        lambda x: -curve.value(-x), lambda x: curve.slope(-x), -upper, -lower, -upper, -curve.bend
+        lambda x: -curve.value(-x), lambda x: curve.slope(-x), -high, -low, -high, -curve.bend
     )
+    under, over = (torch.where(turned, 1 - slope, slope) for slope in (under, over))
     if rounding is None:
         return Relaxation(under, over, -drop, lift)
     slack = slack_of(curve, lower, upper, rounding)
@@ -73,33 +94,36 @@ def below(
 
     f is convex on [first, bend], and concave elsewhere on [low, high].
 
-    Sound: let g = f - s x. Where f is concave g is least at an end. Where it is convex, it is
-    least at the point d whose tangent has the slope s = f'(d); or, where s is that of the chord
-    although first < bend, at first = low, as f' exceeds it there: the tangent at low is above f
-    at high. So g is at least the least of g(low), g(high) and g(d).
+    Sound: let g = f - s x. Where f is concave g is least at an end. Where it is convex, g is at
+    least g(d) + (f'(d) - s)(x - d), for any d: g(d), up to rounding, where s is f' at d. Where s
+    is that of the chord although first < bend, the tangent at first is above f at high; then
+    first = low, f' exceeds s there and from there on, and g is least at low. So g is at least
+    the least of g(low), g(high) and g(d).
 
     Of the tangents that lie below f at high, that nearest to the middle is taken: CROWN, arXiv
-    1811.00866. Gradients are those of the line where d is found exactly.
+    1811.00866. (Of GELU that at 0 lies below f everywhere, so the one taken touches at 0 or
+    right of it, and lies below f at low, too.) Gradients are those of the line where d is found
+    exactly.
     """
 
     def beyond(d: Tensor) -> Tensor:
         return value(d) + slope(d) * (high - d) - at_high  # of the tangent at d
 
     at_low, at_high, middle = value(low), value(high), (low + high) / 2
-    small = torch.finfo(low.dtype).eps ** 0.75 * (1 + high.abs())  # its chord is all rounding
-    wide = high - low > small
-    width = torch.where(wide, high - low, 1.0)
-    chord = torch.where(wide, (at_high - at_low) / width, slope(middle))
+    wide = high - low > _NARROW
+    mean = (slope(low) + 4 * slope(middle) + slope(high)) / 6
+    chord = torch.where(wide, (at_high - at_low) / torch.where(wide, high - low, 1.0), mean)
     straight = (first >= bend) | (beyond(first) > 0)
     middle = torch.maximum(middle, first).clamp(max=bend)
-    far = beyond(middle) > 0
+    noise = _NOISE * torch.finfo(low.dtype).eps * (1 + torch.maximum(low.abs(), high.abs()))
+    far = (beyond(middle) > noise) & ~straight
     near, past = first.detach(), middle.detach()
     for _ in range(_HALVINGS):
         half = (near + past) / 2
         passed = beyond(half) > 0
         near, past = torch.where(passed, near, half), torch.where(passed, half, past)
-    short, over = -beyond(near), beyond(past)
-    rest = (short / (short + over).clamp(min=torch.finfo(low.dtype).tiny)).clamp(0, 1)
+    short, over = beyond(near).clamp(max=0).neg(), beyond(past).clamp(min=0)
+    rest = short / (short + over).clamp(min=torch.finfo(low.dtype).tiny)
     near = (near + rest * (past - near)).detach()
     d = torch.where(far, near, middle)
     # That of the line through high, which moves d: its own slope is as good as a tangent's.

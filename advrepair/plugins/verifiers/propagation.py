@@ -97,15 +97,16 @@ class Propagation(Forwards):
         """Bounds of a value over the boxes, [B,*shape] each, for the function that reads it.
 
         Sound: exact interval arithmetic for a value that is affine in the input, otherwise
-        back-substitution of every unit and of its negation. Where rows begin at a function, the
-        better of that and of what follows from the function's own input is taken.
+        back-substitution of every unit and of its negation. Where more than a sign counts, or
+        rows would begin at a function, the better of that and of interval arithmetic is taken:
+        so does the checker, which must find the same lines.
         """
         if known := self.shallow.get(name):
             return self._faces(known)
         index = next(i for i, op in enumerate(self.network.operations) if op.name == name)
         lower, upper = (self._descend if self._plain() else self._by_steps)(index, reader)
-        if name in self._bounded:
-            low, high = image(self._operation(name), *self._bounded[name], self.rounding)
+        if self._whole(reader) or self.network.operations[index].kind in NON_AFFINE:
+            low, high = self._faces(self._interval_around(name))
             lower, upper = torch.maximum(lower, low), torch.minimum(upper, high)
         return self._ordered(lower, upper)
 
