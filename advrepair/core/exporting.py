@@ -31,7 +31,7 @@ from advrepair.core.onnx_export import routed_model
 from advrepair.core.options import build
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.registry import Registry
-from advrepair.core.relu_form import Shells, make_shells, relu_model
+from advrepair.core.relu_form import Shells, check_relu_form, make_shells, relu_model
 from advrepair.core.rounding import Rounding
 from advrepair.core.shell_claims import carried_over, read_proved
 from advrepair.core.torch_export import (
@@ -167,6 +167,7 @@ def _onnx(folder: Path, asked: Request, repaired: RepairedNetwork, registry: Reg
         model = routed_model(repaired, facts)
         found = check_routed(model, repaired, trial_inputs(repaired)) if able else None
         return _Made("ONNX, routed", model, found)
+    check_relu_form(repaired)
     limits = asked.input_range or _range(folder)
     shells = make_shells(repaired, asked.shell)
     notes = [f"shell {shells.width:g}, input range {limits[0]:g} to {limits[1]:g}"]
