@@ -104,9 +104,12 @@ class Region:
 
         For any s in [0, 1], s x is below ReLU, and s x + t above it if t >= -s l and
         t >= (1 - s) h, by convexity. The rounding of t, and of rows times s, is off by less
-        than g max(|l|, |h|).
+        than g max(|l|, |h|). Units whose sign is known matter where other lines follow from
+        their bounds.
         """
-        low, high = self._pulled(source, (self.low[source] < 0) & (self.high[source] > 0) & deep)
+        low, high = self.low[source], self.high[source]
+        unknown = (low < high) if self.net.bent else (low < 0) & (high > 0)
+        low, high = self._pulled(source, unknown & deep)
         floor, ceiling = (face[:, self.net.sizes[0] :][:, units] for face in self.box)
         low, high = np.maximum(low, floor), np.minimum(high, ceiling)
         self.low[source], self.high[source], self.most[source] = low, high, np.maximum(-low, high)

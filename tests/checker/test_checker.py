@@ -61,7 +61,7 @@ def code_lines(path: Path) -> int:
 
 
 def test_it_can_be_read_in_one_sitting():
-    assert sum(code_lines(path) for path in PACKAGE.glob("*.py")) < 680
+    assert sum(code_lines(path) for path in PACKAGE.glob("*.py")) < 700
 
 
 def test_it_loads_no_torch():

@@ -25,8 +25,8 @@ class Asking:
 
         low, high: by interval arithmetic. First the end is asked that may settle a unit's sign,
         and the other one only if that fails: a ReLU's lines depend on no more. Which one may
-        is a guess, by the sign at the middle of the box. whole: other lines depend on both ends
-        of all that is not negative by far.
+        is a guess, by the sign at the middle of the box. whole: other lines, here or later on,
+        depend on more: then both ends of all units are asked.
 
         Sound: either end is that of rows or that of interval arithmetic, and both hold for the
         computed values, like everything here.
@@ -106,10 +106,8 @@ def asked(
     0, and the other one if it is negative and not shared, that is if only a ReLU reads the
     value, whose result is 0.
     """
-    apart = (high - low) / 2 if least else torch.full_like(low, torch.inf)
+    apart = (high - low) / 2 if least and not whole else torch.full_like(low, torch.inf)
     active, dead = low >= apart, high <= -apart
-    if whole:
-        return ~dead, ~dead
     if not sized:
         return ~(active | dead), ~(active | dead)
     return (~active if shared else ~(active | dead)), ~dead

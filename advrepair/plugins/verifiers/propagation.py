@@ -105,15 +105,14 @@ class Propagation(Forwards):
             return self._faces(known)
         index = next(i for i, op in enumerate(self.network.operations) if op.name == name)
         lower, upper = (self._descend if self._plain() else self._by_steps)(index, reader)
-        if self._whole(reader) or self.network.operations[index].kind in NON_AFFINE:
+        if self._whole() or self.network.operations[index].kind in NON_AFFINE:
             low, high = self._faces(self._interval_around(name))
             lower, upper = torch.maximum(lower, low), torch.minimum(upper, high)
         return self._ordered(lower, upper)
 
-    def _whole(self, reader: Operation) -> bool:
-        """Whether its lines, or those of a max pool behind it, depend on more than a sign."""
-        pools = [op.inputs for op in self.network.operations if op.kind == "max_pool2d"]
-        return reader.kind != "relu" or (reader.name,) in pools
+    def _whole(self) -> bool:
+        """Whether some lines, here or later on, depend on more than a sign."""
+        return any(op.kind in NON_AFFINE - {"relu"} for op in self.network.operations)
 
     def _by_steps(self, index: int, reader: Operation) -> tuple[Tensor, Tensor]:
         """Ends of a value by back-substitution, one operation after the other."""
@@ -149,7 +148,7 @@ class Propagation(Forwards):
             self._asking = Asking(Descent(*given, Counts(*given, *found)))
         low, high = self._faces(self._interval_around(self.network.operations[index].name))
         least = self.slope == "area" and reader.kind == "relu"
-        return self._asking.ends(index, low, high, least, self._whole(reader))
+        return self._asking.ends(index, low, high, least, self._whole())
 
     def back_substitute(self, index: int, rows: Tensor, b: Tensor) -> LinearBound:
         """Rows over the value of operation ``index`` become rows over the input.
