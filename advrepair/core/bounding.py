@@ -62,10 +62,10 @@ def chunks(count: int, each: int, memory: int) -> list[Tensor]:
     each = max(1, each)
     shared = min(_MANY, _WIDE_BYTES // each)
     most = max(1, _CACHE_BYTES // each, shared, min(_FEW, _LARGE_BYTES // each))
-    most = fitting(min(most, max(1, count)), each, memory)
+    most = min(most, max(1, count))
     # Of one size, so that filling up the last costs little: of a few boxes rather more.
     parts = max(1, count // most if most <= _FEW else -(-count // most))
-    return list(torch.arange(count).split(max(1, -(-count // parts))))
+    return list(torch.arange(count).split(fitting(max(1, -(-count // parts)), each, memory)))
 
 
 def fitting(most: int, each: int, memory: int) -> int:
