@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -65,23 +66,23 @@ def _below(
     and f' at low exceeds it, as the tangent at low is above f at high.
     """
 
-    def beyond(d: Array) -> Array:
-        return np.asarray(value(d) + slope(d) * (high - d) - at_high)  # of the tangent at d
+    def beyond(d: Array, of: Any = ...) -> Array:
+        return np.asarray(value(d) + slope(d) * (high[of] - d) - at_high[of])  # of the tangent at d
 
     at_low, at_high, middle = value(low), value(high), (low + high) / 2
     wide = high - low > 2.0**-9  # else its chord is all rounding; Simpson's rule has the mean
     mean = (slope(low) + 4 * slope(middle) + slope(high)) / 6  # slope, off by width^4 / 180
     chord = np.where(wide, (at_high - at_low) / np.where(wide, high - low, 1), mean)
     straight = (first >= bend) | (beyond(first) > 0)
-    middle = np.minimum(np.maximum(middle, first), bend)
-    noise = 2.0**-46 * (1 + np.maximum(-low, high))
-    near, past, far = first, middle, beyond(middle) > noise
+    d = np.minimum(np.maximum(middle, first), bend)
+    far = ~straight & (beyond(d) > 2.0**-46 * (1 + np.maximum(-low, high)))
+    near, past = first[far], d[far]
     for _ in range(20):
         half = (near + past) / 2
-        passed = beyond(half) > 0
+        passed = beyond(half, far) > 0
         near, past = np.where(passed, near, half), np.where(passed, half, past)
-    short, over = np.maximum(-beyond(near), 0), np.maximum(beyond(past), 0)
-    d = np.where(far, near + short / np.maximum(short + over, _TINY) * (past - near), middle)
+    short, over = np.maximum(-beyond(near, far), 0), np.maximum(beyond(past, far), 0)
+    d[far] = near + short / np.maximum(short + over, _TINY) * (past - near)
     s = np.where(straight, chord, slope(d))
     ends = np.minimum(at_low - s * low, at_high - s * high)
     return s, np.where(straight, ends, np.minimum(ends, value(d) - s * d))

@@ -1,6 +1,7 @@
 """The checker's lines around functions: they hold exactly, and mistakes in them are found."""
 
 from fractions import Fraction
+from functools import partial
 from itertools import product
 
 import mpmath
@@ -104,8 +105,8 @@ def window(seed):
     return sketch.flatten().linear(3).finish()
 
 
-def rising(seed):
-    return Sketch(seed, (2,)).linear(5).apply("tanh").linear(3).finish()
+def rising(seed, kind):
+    return Sketch(seed, (2,)).linear(5).apply(kind).linear(3).finish()
 
 
 def concave(kind, low, high):
@@ -120,11 +121,19 @@ def narrow(kind, low, high):
     return under, over, lift, drop - 0.01 * (high - low), *rest
 
 
+@pytest.mark.parametrize("kind", CURVES)
 @pytest.mark.parametrize("bug", [None, concave, narrow])
-def test_a_planted_bug_in_a_curve_is_caught(bug, monkeypatch):
+def test_a_planted_bug_in_a_curve_is_caught(bug, kind, monkeypatch):
     if bug is not None:
         monkeypatch.setattr(bounds, "curve", bug)
-    assert is_beaten(rising) == (bug is not None)
+    assert is_beaten(partial(rising, kind=kind)) == (bug is not None)
+
+
+def test_a_gelu_that_is_not_turned_crosses_its_lines(monkeypatch):
+    monkeypatch.setitem(CURVES, "gelu", (*CURVES["gelu"][:2], 0.0, CURVES["gelu"][3]))
+    lines = curve("gelu", np.array([[-5.0]]), np.array([[-1.0]]))
+    _, over, _, drop, *_ = (each.item() for each in lines)
+    assert any(exact("gelu", x) > over * x + drop for x in grid(-5.0, -1.0))
 
 
 @pytest.mark.parametrize("bug", [None, too_low, turned, another_input])
