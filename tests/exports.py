@@ -70,7 +70,7 @@ def a_repair(
     )
 
 
-def run(model: bytes, x: Tensor, *outputs: str) -> list[Tensor]:
+def run(model: bytes, x: Tensor, *outputs: str, optimised: bool = True) -> list[Tensor]:
     """Values of the graph, results or not."""
     shown = onnx.load_from_string(model)
     for name in outputs:
@@ -81,8 +81,11 @@ def run(model: bytes, x: Tensor, *outputs: str) -> list[Tensor]:
             shown.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
     import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
-        shown.SerializeToString(), providers=["CPUExecutionProvider"]
+        shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     return [torch.from_numpy(y) for y in session.run(list(outputs), {INPUT: x.numpy()})]
 

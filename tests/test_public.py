@@ -34,6 +34,7 @@ ORDER = [
     "sections",
     "config",
     "assembly",
+    "erf_products",
     "layers",
     "nnet",
     "onnx_constants",

@@ -11,7 +11,8 @@ nothing is proved by a number that is not finite. docs/checker.md has the whole 
 import numpy as np
 
 from advrepair.checker.files import Array
-from advrepair.checker.network import Network, Step
+from advrepair.checker.lines import curve, max_pool
+from advrepair.checker.network import BENT, Network, Step
 
 _U, _TINY = 2.0**-53, 2.0**-400  # _TINY covers our underflow, as no sum may reach 2^500
 # Unit, smallest subnormal, and the size that proves nothing: a sum of it may overflow.
@@ -22,6 +23,8 @@ LEVELS = {
 }
 Pair = tuple[Array, Array]
 Triple = tuple[Array, Array, Array]
+# ReLU units; slopes below, in two ways, and above; offsets above and below.
+Bent = tuple[slice, Pair, Array, Array, Array | None]
 
 
 def _dot(rows: Array, values: Array) -> Array:
@@ -54,7 +57,7 @@ class Region:
         self.g = 8 * _U * (net.longest + 16)
         self.low, self.high = ([face[:, : net.sizes[0]]] for face in box)
         self.most = [np.maximum(-self.low[0], self.high[0])]
-        self.slack, self.lines = [np.zeros(0)], dict[int, tuple[slice, Pair, Array, Array]]()
+        self.slack, self.lines = [np.zeros(0)], dict[int, Bent]()
         self.valid = np.asarray((self.most[0] < 2.0**500).all(1))  # [B], else nothing is proved
         self.empty = np.zeros(len(slope), bool)  # no input of the box is in the piece
         sums = [0]  # on the way from the input to a value; intervals are exact through one
@@ -63,16 +66,23 @@ class Region:
             if step.kind == "relu":
                 units = slice(first, first := first + step.size)
                 low, high, slack = self._relu(step.sources[0], units, refine and deepest > 1)
+            elif step.kind in BENT:
+                low, high, slack = self._other(step, refine and deepest > 1)
             else:
                 low, high, slack = self._affine(step)
-            sums.append(
-                2 if step.kind == "relu" else deepest + (step.terms > 0 and step.kind != "scale")
-            )
+            deeper = step.terms > 0 and step.kind != "scale"
+            sums.append(2 if step.kind in BENT else deepest + deeper)
             self.low.append(low)
             self.high.append(high)
             self.most.append(np.maximum(-low, high))
             self.slack.append(slack)
             self.valid &= (np.isfinite(high - low) & (self.most[-1] < 2.0**500)).all(1)
+
+    def on(self, box: Pair) -> "Region":
+        """The same lines on a part of each piece, where they hold, too."""
+        self.box, inputs = box, self.net.sizes[0]
+        self.low[0], self.high[0] = (face[:, :inputs] for face in box)
+        return self
 
     def deployed(self, terms: int, total: Array, before: int = 1) -> Array:
         """E for absolute terms that sum to at most total, or before a division to more."""
@@ -96,18 +106,12 @@ class Region:
 
         For any s in [0, 1], s x is below ReLU, and s x + t above it if t >= -s l and
         t >= (1 - s) h, by convexity. The rounding of t, and of rows times s, is off by less
-        than g max(|l|, |h|).
+        than g max(|l|, |h|). Units whose sign is known matter where other lines follow from
+        their bounds.
         """
-        low, high = self.low[source].copy(), self.high[source].copy()
-        owners, places = ((low < 0) & (high > 0) & deep).nonzero()
-        count = max(1, 2**20 // self.net.widest)  # rows at a time
-        for at in range(0, len(owners), count):
-            own, place = owners[at : at + count], places[at : at + count]
-            rows = np.zeros((len(own), low.shape[1]))
-            rows[np.arange(len(own)), place] = 1.0
-            below, above = (self.least(*self.pull(source, r, own), own)[0] for r in (rows, -rows))
-            low[own, place] = np.maximum(low[own, place], below)
-            high[own, place] = np.minimum(high[own, place], -above)
+        low, high = self.low[source], self.high[source]
+        unknown = (low < high) if self.net.bent else (low < 0) & (high > 0)
+        low, high = self._pulled(source, unknown & deep)
         floor, ceiling = (face[:, self.net.sizes[0] :][:, units] for face in self.box)
         low, high = np.maximum(low, floor), np.minimum(high, ceiling)
         self.low[source], self.high[source], self.most[source] = low, high, np.maximum(-low, high)
@@ -121,8 +125,45 @@ class Region:
             above = np.where(unstable, share, low >= 0)
             steep = np.where(unstable, steep, low >= 0)
         shift = np.maximum(-above * low, (1 - above) * high)
-        self.lines[len(self.low)] = units, (given, steep), above, shift
+        self.lines[len(self.low)] = units, (given, steep), above, shift, None
         return np.maximum(low, 0), np.maximum(high, 0), self.g * self.most[source] + _TINY
+
+    def _other(self, step: Step, deep: bool) -> Triple:
+        """Lines around what has no sign, on bounds that are made better where deep.
+
+        What is lost to the rounding of lines, and of rows times lines, is less than g times the
+        largest of what is given; of curves 2^-44 and g, of 1 more. A deployed curve errs by 16
+        units of its scale, 1 or of GELU its input, which is an assumption.
+        """
+        (source,) = step.sources
+        low, high = self._pulled(source, (self.low[source] < self.high[source]) & deep)
+        self.low[source], self.high[source] = low, high
+        self.most[source] = most = np.maximum(-low, high)
+        if step.kind == "max_pool2d":
+            below, above, shift, low, high, most = max_pool(low, high, step.taps)
+            lift, slack = None, self.g * most + _TINY
+        else:
+            below, above, lift, shift, low, high = curve(step.kind, low, high)
+            unit, subnormal, _ = LEVELS[self.level]
+            scale = most if step.kind == "gelu" else 1
+            slack = (2.0**-44 + self.g) * (1 + most) + 16 * (unit * scale + subnormal)
+            low, high = low - slack, high + slack
+        self.lines[len(self.low)] = slice(0, 0), (below, below), above, shift, lift
+        return low, high, slack
+
+    def _pulled(self, source: int, wanted: Array) -> Pair:
+        """Bounds of a value, those that are wanted made better by rows over them."""
+        low, high = self.low[source].copy(), self.high[source].copy()
+        owners, places = wanted.nonzero()
+        count = max(1, 2**20 // self.net.widest)  # rows at a time
+        for at in range(0, len(owners), count):
+            own, place = owners[at : at + count], places[at : at + count]
+            rows = np.zeros((len(own), low.shape[1]))
+            rows[np.arange(len(own)), place] = 1.0
+            below, above = (self.least(*self.pull(source, r, own), own)[0] for r in (rows, -rows))
+            low[own, place] = np.maximum(low[own, place], below)
+            high[own, place] = np.minimum(high[own, place], -above)
+        return low, high
 
     def pull(
         self, value: int, A: Array, own: Array, cuts: Array | None = None, steep: bool = False
@@ -138,11 +179,15 @@ class Region:
             A, step = waiting.pop(index), self.net.steps[index - 1]
             error = error + _dot(abs(A), self.slack[index][own])
             constant = constant + A @ step.bias
-            if step.kind == "relu":
-                units, below, above, shift = self.lines[index]
+            if step.kind in BENT:
+                units, below, above, shift, lift = self.lines[index]
                 constant = constant + _dot(np.minimum(A, 0), shift[own])
+                if lift is not None:
+                    constant = constant + _dot(np.maximum(A, 0), lift[own])
+                A = A[..., None] if step.kind == "max_pool2d" else A
                 A = np.maximum(A, 0) * below[steep][own] + np.minimum(A, 0) * above[own]
-                arriving = [A] if cuts is None else [A, cuts[:, units]]
+                A = step.spread(A.reshape(len(A), -1)) if step.kind == "max_pool2d" else A
+                arriving = [A] if cuts is None or step.kind != "relu" else [A, cuts[:, units]]
             else:
                 arriving = [step.back(A)] * len(step.sources)
             error = error + self.g * abs(constant)

@@ -11,11 +11,15 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from advrepair.checker.files import Array, Malformed, Tensors, Unsupported, demand
+from advrepair.checker.lines import CURVES
 
 _MOST = 2**20  # numbers of a value, and so terms of a sum: the account needs K u small
-_SETTINGS = {kind: "" for kind in ("linear", "scale", "relu", "add", "reshape")} | {
+BENT = frozenset({"relu", "max_pool2d", *CURVES})  # not affine: they get lines around them
+_COPIES = BENT | {"reshape", "pad", "permute"}  # nothing is rounded
+_PLAIN = ("linear", "scale", "relu", "add", "reshape", *CURVES)
+_SETTINGS = {kind: "" for kind in _PLAIN} | {
     "conv2d": "stride padding dilation groups", "avg_pool2d": "kernel_size stride", "pad": "pad",
-    "permute": "axes",
+    "max_pool2d": "kernel_size stride padding", "permute": "axes",
 }  # fmt: skip
 Shape = tuple[int, ...]
 
@@ -37,8 +41,11 @@ class Step:
         self.bias = np.broadcast_to(bias, self.shape).ravel()
         inputs = self.weight.shape[-1] if self.weight.ndim > 1 else 1
         # Roundings of one number when deployed, k + 2 for k terms; none for an exact copy.
-        self.terms = 0 if self.kind in ("relu", "reshape", "pad", "permute") else inputs + 3
-        if self.index is not None:  # the k-th place in index where an input stands, or -1: [K,S]
+        self.terms = 0 if self.kind in _COPIES else inputs + 3
+        if (
+            self.index is not None
+        ):  # inputs of each result; and the k-th place in index where an input stands, or -1: [K,S]
+            self.taps = self.index.reshape(-1, inputs)
             order = np.argsort(self.index, None, "stable")[(self.index < 0).sum() :]
             used = self.index.ravel()[order]
             times = np.arange(len(used)) - np.searchsorted(used, used)
@@ -64,8 +71,11 @@ class Step:
         groups, places, _ = self.index.shape
         sums = rows.reshape(N, groups, -1, places).transpose(1, 0, 3, 2)
         met = sums.reshape(groups, -1, W.shape[1]) @ W
-        flat = met.reshape(groups, N, -1).swapaxes(0, 1).reshape(N, -1)
-        return np.asarray(sum(_taken(flat, use) for use in self.uses))
+        return self.spread(met.reshape(groups, N, -1).swapaxes(0, 1).reshape(N, -1))
+
+    def spread(self, rows: Array) -> Array:
+        """Rows over what index names, in its order, as rows over the input."""
+        return np.asarray(sum(_taken(rows, use) for use in self.uses))
 
 
 def _taken(x: Array, index: Array) -> Array:
@@ -100,6 +110,7 @@ class Network:
         self.longest = max(*self.sizes, *(step.terms for step in self.steps)) + 1
         self.widest = max(*self.sizes, *(getattr(step.index, "size", 0) for step in self.steps))
         self.units = sum(step.size for step in self.steps if step.kind == "relu")
+        self.bent = any(step.kind in BENT - {"relu"} for step in self.steps)
 
 
 def _whole(value: Any) -> Shape:
@@ -124,8 +135,8 @@ def _rule(op: dict[str, Any], t: Tensors, shape: Shape) -> tuple[Shape, Array, A
     demand(W.size and (kind != "linear" or W.shape[1:] == shape[-1:]), f"weight {W.shape}")
     if kind == "linear":
         return (*shape[:-1], len(W)), W, None
-    if kind in ("pad", "conv2d"):  # as in torch, the last axis comes first
-        pads = given["pad"] if kind == "pad" else np.repeat(given["padding"][::-1], 2)
+    if kind in ("pad", "conv2d", "max_pool2d"):  # as in torch, the last axis comes first
+        pads = given["pad"] if kind == "pad" else np.repeat(given.get("padding", (0, 0))[::-1], 2)
         around = np.zeros((len(shape), 2), int)
         around[::-1][: len(pads) // 2] = np.reshape(pads, (-1, 2))
         _size(tuple((np.array(shape) + around.sum(1)).tolist()))
@@ -133,12 +144,12 @@ def _rule(op: dict[str, Any], t: Tensors, shape: Shape) -> tuple[Shape, Array, A
     if kind in ("pad", "permute"):
         numbers = numbers.transpose(given.get("axes", range(len(shape))))
         return numbers.shape, np.ones((1, 1, 1)), numbers.reshape(1, -1, 1)
-    if kind in ("conv2d", "avg_pool2d"):
+    if kind in ("conv2d", "avg_pool2d", "max_pool2d"):
         kernel, groups = given.get("kernel_size", W.shape[2:]), given.get("groups", shape)[0]
-        if kind == "avg_pool2d":
+        if kind != "conv2d":
             # 1/k is rounded once more than the weights of a convolution; g has room for it.
             W = np.full((groups, 1, _size(kernel)), 1 / _size(kernel))
-        (down, right), (gap, wider) = given["stride"], given.get("dilation", (1, 1))
+        (down, right), (gap, wider) = given.get("stride", kernel), given.get("dilation", (1, 1))
         span = (gap * (kernel[0] - 1) + 1, wider * (kernel[1] - 1) + 1)
         met = sliding_window_view(numbers, span, (1, 2))[:, ::down, ::right, ::gap, ::wider]
         demand(groups * W.shape[1] == shape[0], f"weight {W.shape} on {shape}")

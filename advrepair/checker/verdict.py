@@ -90,7 +90,7 @@ class _Check:
             digest.update(f"{name}:torch.{t.dtype}:{tuple(t.shape)}".encode() + t.tobytes())
         demand(digest.hexdigest() == claim["network"], "network: its SHA-256 is another")
         self.front, self.template = None, header["patch"]
-        if header["at"]:  # patches see the features there
+        if header.get("at"):  # patches see the features there
             self.front, self.tail = parted(header["base"], header["at"], base)
         else:
             self.tail = Network(header["base"], base)
@@ -196,30 +196,35 @@ class _Check:
             text = f"property {i} is certified, but property {j} overlaps it, comes first with "
             raise Malformed(f"{text}another patch, and is not certified for the same demand")
 
+    def _seen(self, box: Pair) -> Pair:
+        """Boxes of what the patches see of inputs, and of units as they are."""
+        if self.front is None:
+            return box
+        inputs, units = (
+            [face[:, part] for face in box]
+            for part in (slice(self.front.sizes[0]), slice(self.front.sizes[0], None))
+        )
+        seen = faces(self.front, self.verdict.level, (inputs[0], inputs[1]))
+        return np.hstack([seen[0], units[0]]), np.hstack([seen[1], units[1]])
+
     def _prove(self, nets: list[Network], pieces: Array) -> None:
         """Confirm the margins of pieces, with N's slopes for them or for nodes above them."""
         node, group = self.node[pieces], self.group[self.owner[pieces]]
         C, d = (part[self.owner[pieces]].astype(float) for part in (self.C, self.d))
         low, high = self.tree.boxes(node)
         demand((low <= high).all(), "tree: a box has no inside, or a cut lies outside its node")
-        if self.front:
-            inputs = self.front.sizes[0]
-            seen = faces(self.front, self.verdict.level, (low[:, :inputs], high[:, :inputs]))
-            low, high = (
-                np.hstack([face, each[:, inputs:]])
-                for face, each in zip(seen, (low, high), strict=True)
-            )
+        low, high = self._seen((low, high))
         # The program that wrote the claim counts rounding in another way than this one. So it may
         # lie above by what is taken off here: from rows, and from the bounds that their lines use.
         rows, lost, parallel = np.full((2, *d.shape), -np.inf), np.arange(len(pieces)), False
         while len(lost):
             slope, multiplier = self.tree.hints(node[lost], pieces[lost])
             box, level = (low[lost], high[lost]), self.verdict.level
-            first = (0, self.tail.units)
-            parts = [
-                Region(n, level, box, slope, at, parallel)
-                for n, at in zip(nets, first, strict=False)
-            ]
+            # Slopes alone do not make lines of other kinds those of the node: its box does.
+            whole = self._seen(self.tree.boxes(node[lost])) if self.tail.bent else box
+            parts = [Region(self.tail, level, whole, slope, 0, parallel).on(box)]
+            for patch in nets[1:]:
+                parts.append(Region(patch, level, box, slope, self.tail.units, parallel))
             for steep in (False, True):  # any slopes will do
                 found, error = row_margins(parts, C[lost], d[lost], multiplier, steep)
                 again = np.stack([found, found + 4 * error])

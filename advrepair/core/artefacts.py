@@ -84,7 +84,7 @@ def _rebuilt(
         Assignment(centres["patch"], tuple(header["patches"])),
         Centres(**centres, patches=len(header["patches"]), fitted=part("allocator/")),
         allocator,  # type: ignore[arg-type]
-        header["at"],
+        header.get("at", ""),
         tensors.get("inputs/center"),
     )
 

@@ -34,11 +34,11 @@ def bytes_per_box(network: Network, rows: int) -> int:
     """Working memory of bounding one box by back-substitution, in bytes (an estimate)."""
     widest = inputs = size(network.input_shape)
     most = rows * inputs
-    relus = 0
+    first, bounded = True, network.bounded()
     for op in network.operations:
-        if op.kind == "relu":
-            units = 2 * size(op.shape) if relus else 0  # the first layer is bounded forwards
-            most, relus = max(most, units * widest), relus + 1
+        if op.name in bounded:
+            units = 0 if first else 2 * bounded[op.name]  # the first layer is bounded forwards
+            most, first = max(most, units * widest), False
         widest = max(widest, size(op.shape))
     return 3 * 8 * most
 
@@ -64,10 +64,10 @@ def chunks(count: int, each: int, memory: int) -> list[Tensor]:
     each = max(1, each)
     shared = min(_MANY, _WIDE_BYTES // each)
     most = max(1, _CACHE_BYTES // each, shared, min(_FEW, _LARGE_BYTES // each))
-    most = fitting(min(most, max(1, count)), each, memory)
+    most = min(most, max(1, count))
     # Of one size, so that filling up the last costs little: of a few boxes rather more.
     parts = max(1, count // most if most <= _FEW else -(-count // most))
-    return list(torch.arange(count).split(max(1, -(-count // parts))))
+    return list(torch.arange(count).split(fitting(max(1, -(-count // parts)), each, memory)))
 
 
 def fitting(most: int, each: int, memory: int) -> int:

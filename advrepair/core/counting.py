@@ -11,7 +11,7 @@ from attrs import frozen
 from torch import Tensor
 
 from advrepair.core.detecting import INPUTS, STEPS
-from advrepair.core.graph import Network, Operation, size
+from advrepair.core.graph import NON_AFFINE, Network, Operation, size
 
 _SCALINGS = 3  # bounds of multiples of a patch in one epoch, core/training.py
 _SUMS = 12  # times that N's rows are read until a constant is proved
@@ -91,20 +91,20 @@ def forward(network: Network, gradient: bool = False) -> Count:
 
 
 def rows(network: Network, count: int, rigorous: bool, own_weights: bool = False) -> Count:
-    """Bounds of one box: rows of every ReLU but the first layer's, and ``count`` at the end.
+    """Bounds of one box: rows of what every function is given, and ``count`` at the end.
 
     own_weights: the box has weights of its own, as a patch has, which are read for it alone.
     """
-    found, relus, width = Count(), 0, 8 if rigorous else 4
+    found, bends, width, bounded = Count(), 0, 8 if rigorous else 4, network.bounded()
     for index, op in enumerate(network.operations):
-        if op.kind == "relu":
+        if op.name in bounded:
             # The first is bounded forwards: an interval, which takes as much as two inputs.
-            found += _back(network, index, 2 * size(op.shape), width) if relus else Count()
-            relus += 1
+            found += _back(network, index, 2 * bounded[op.name], width) if bends else Count()
+            bends += 1
     last = len(network.operations)
     found += _back(network, last, count, width)
     if own_weights:
-        passes = (relus + 1) * (3 if rigorous else 1)
+        passes = (bends + 1) * (3 if rigorous else 1)
         found += Count(moved=passes * width * network.parameters_count)
     return found
 
@@ -141,8 +141,8 @@ def _back(network: Network, end: int, count: int, width: int) -> Count:
     before = size(network.input_shape)
     for op in network.operations[:end]:
         after = size(op.shape)
-        if op.kind == "relu":
-            values += _RELU * after
+        if op.kind in NON_AFFINE:
+            values += _RELU * (before if op.kind == "max_pool2d" else after)
         elif op.kind != "reshape":
             values += before + after
         flop += _of(network, op)

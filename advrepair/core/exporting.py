@@ -31,7 +31,7 @@ from advrepair.core.onnx_export import routed_model
 from advrepair.core.options import build
 from advrepair.core.patching import RepairedNetwork
 from advrepair.core.registry import Registry
-from advrepair.core.relu_form import Shells, make_shells, relu_model
+from advrepair.core.relu_form import Shells, check_relu_form, make_shells, relu_model
 from advrepair.core.rounding import Rounding
 from advrepair.core.shell_claims import carried_over, read_proved
 from advrepair.core.torch_export import (
@@ -172,6 +172,7 @@ def _onnx(folder: Path, asked: Request, repaired: RepairedNetwork, registry: Reg
             f"--form relu is not written for patches that see the layer {repaired.at!r}: export "
             "the routed form"
         )
+    check_relu_form(repaired)
     limits = asked.input_range or _range(folder)
     shells = make_shells(repaired, asked.shell)
     notes = [f"shell {shells.width:g}, input range {limits[0]:g} to {limits[1]:g}"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 from torch import Tensor
 
 from advrepair.core.devices import Placed
@@ -88,10 +88,6 @@ def _permute(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Ten
     return x[0].permute(0, *(axis + 1 for axis in integers(op, "axes")))
 
 
-def _leaky_relu(op: Operation, t: Mapping[str, Tensor], x: Sequence[Tensor]) -> Tensor:
-    return F.leaky_relu(x[0], float(op.settings["slope"]))  # type: ignore[arg-type]
-
-
 def _optional(op: Operation, tensors: Mapping[str, Tensor], role: str) -> Tensor | None:
     return tensors[op.tensors[role]] if role in op.tensors else None
 
@@ -109,14 +105,35 @@ def integers(op: Operation, key: str) -> tuple[int, ...]:
     return value
 
 
+@frozen
+class PoolWindow:
+    """Height and width of a pool's windows, of the steps between them, of the padding."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    @classmethod
+    def of(cls, op: Operation) -> PoolWindow:
+        """Raises UsageError, naming the node, for another setting, or without a kernel."""
+        known = {"stride": op.settings.get("kernel_size", 0), "padding": 0, **op.settings}
+        if wrong := known.keys() ^ {"kernel_size", "stride", "padding"}:
+            raise UsageError(
+                f"network: node {op.name!r} ({op.kind}): {min(wrong)} is missing or not supported"
+            )
+        whole = evolve(op, settings=known)
+        return cls(*(integers(whole, key)[:2] for key in ("kernel_size", "stride", "padding")))  # type: ignore[arg-type]
+
+
 STEPS: dict[str, Step] = {
     "linear": _linear,  # weight [out,in], bias [out]
     "conv2d": _conv2d,
     "scale": _scale,  # x * weight + bias, broadcast: normalisation, batch norm, constants
     "relu": lambda op, t, x: F.relu(x[0]),
-    "leaky_relu": _leaky_relu,
     "sigmoid": lambda op, t, x: torch.sigmoid(x[0]),
     "tanh": lambda op, t, x: torch.tanh(x[0]),
+    "erf": lambda op, t, x: torch.erf(x[0]),
+    "gelu": lambda op, t, x: F.gelu(x[0]),  # x (1 + erf(x / sqrt 2)) / 2
     "max_pool2d": _max_pool2d,
     "avg_pool2d": _avg_pool2d,
     "pad": _pad,  # zeros
@@ -124,6 +141,10 @@ STEPS: dict[str, Step] = {
     "permute": _permute,
     "add": lambda op, t, x: x[0] + x[1],
 }
+
+
+# What is not affine: a verifier puts lines around it, from bounds of what it is given.
+NON_AFFINE = frozenset({"relu", "max_pool2d", "sigmoid", "tanh", "erf", "gelu"})
 
 
 class Network(Placed):
@@ -183,6 +204,21 @@ class Network(Placed):
     def units(self) -> int:
         """U, ReLUs: those of every operation in order, each flattened."""
         return sum(size(op.shape) for op in self.operations if op.kind == "relu")
+
+    def bounded(self) -> dict[str, int]:
+        """Of how many numbers each operation that is not affine needs both ends, by its name.
+
+        None where it reads from another one, whose lines say what comes out.
+        """
+        made = {op.name: op for op in self.operations}
+        found = {}
+        for op in self.operations:
+            if op.kind in NON_AFFINE:
+                source = made.get(op.inputs[0])
+                known = source is not None and source.kind in NON_AFFINE and op.kind != "relu"
+                shape = self.input_shape if source is None else source.shape
+                found[op.name] = 0 if known else size(shape)
+        return found
 
     @property
     def dtype(self) -> torch.dtype:

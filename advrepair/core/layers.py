@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advrepair.core.assembly import Assembly, Value
-from advrepair.core.graph import Setting, size
+from advrepair.core.erf_products import gelu_of
+from advrepair.core.graph import Operation, Setting, size
 
 Pads = tuple[int, int, int, int]  # top, left, bottom, right
 Pair = tuple[int, int]
@@ -50,6 +51,8 @@ def scale(to: Assembly, value: Value, weight: Any = None, bias: Any = None) -> V
     if factor is None and shift is None:
         return value
     op = to.producer(value)
+    if shift is None and factor is not None and op is not None and _undoes(to, factor, op):
+        return to.value(op.inputs[0])
     if factor is None and op is not None and op.kind == "linear" and "bias" not in op.tensors:
         return linear(to, to.value(op.inputs[0]), to.weights[op.tensors["weight"]], shift)
     tensors = {"weight": factor, "bias": shift}
@@ -77,12 +80,19 @@ def subtract(to: Assembly, left: Any, right: Any) -> Value:
 
 
 def multiply(to: Assembly, left: Any, right: Any) -> Value:
-    """Product of a result and a constant."""
+    """Product of a result and a constant; or of two results that are a GELU."""
     if not isinstance(left, Value):
         left, right = right, left
-    if isinstance(right, Value):
-        raise to.refusal("it multiplies two computed values; only constant factors are possible")
-    return scale(to, left, weight=right)
+    if not isinstance(right, Value):
+        return scale(to, left, weight=right)
+    found = gelu_of(to, left, right) or gelu_of(to, right, left)
+    if found is None:
+        raise to.refusal(
+            "it multiplies two computed values; only constant factors are possible, and "
+            "x * (1 + erf(x / sqrt(2))), a GELU, but not its approximation by tanh"
+        )
+    x, factor = found
+    return scale(to, gelu(to, x), weight=factor)
 
 
 def divide(to: Assembly, left: Any, right: Any) -> Value:
@@ -218,8 +228,25 @@ def unsqueeze(to: Assembly, value: Value, axes: Sequence[int]) -> Value:
 
 
 def leaky_relu(to: Assembly, value: Value, slope: float) -> Value:
-    """``max(x, 0) + slope * min(x, 0)``."""
-    return to.emit("leaky_relu", [value], settings={"slope": float(slope)})
+    """``max(x, 0) + slope * min(x, 0)``, as ``(1 - slope) * max(x, 0) + slope * x``.
+
+    The lines around the ReLU are then the best ones around the whole, and its sign can be cut.
+    """
+    below = to.tensor(slope)
+    above = (1.0 - below.double()).to(to.dtype)
+    positive = to.emit("relu", [value])
+    if below == 0:
+        return positive
+    return add(to, scale(to, positive, above), scale(to, value, below))
+
+
+def gelu(to: Assembly, value: Value, approximate: str = "none") -> Value:
+    """``x (1 + erf(x / sqrt(2))) / 2``; the approximation by tanh is another function."""
+    if approximate != "none":
+        raise to.refusal(
+            f"approximate={approximate!r} is another function than GELU; use approximate='none'"
+        )
+    return to.emit("gelu", [value])
 
 
 def same_pads(kernel: Sequence[int], dilation: Sequence[int]) -> Pads:
@@ -240,6 +267,13 @@ def _no_ceiling(
         room = value.shape[axis + 1] + pads[axis] + pads[axis + 2] - kernel[axis]
         if ceil and room % stride[axis]:
             raise to.refusal("ceil mode adds a window past the edge; export it with ceil_mode off")
+
+
+def _undoes(to: Assembly, factor: Tensor, op: Operation) -> bool:
+    """As where a GELU is written out: twice it, and half of that."""
+    if op.kind != "scale" or [*op.tensors] != ["weight"]:
+        return False
+    return bool((to.weights[op.tensors["weight"]].double() * factor.double() == 1).all())
 
 
 def _fitted(to: Assembly, value: Value, constant: Any) -> Tensor:

@@ -33,6 +33,10 @@ def _leaky_relu(call: Call) -> Value:
     return layers.leaky_relu(call.to, call.value(), call.take("alpha", 0.01))
 
 
+def _gelu(call: Call) -> Value:
+    return layers.gelu(call.to, call.value(), call.take("approximate", b"none").decode())
+
+
 def _matmul(call: Call) -> Value:
     return layers.linear(call.to, call.value(), call.constant(1).T)
 
@@ -186,7 +190,9 @@ OPERATORS: dict[str, Reader] = {
     "Conv": _conv,
     "Div": _binary(layers.divide),
     "Dropout": _dropout,
+    "Erf": _simple("erf"),
     "Flatten": _flatten,
+    "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
     "Identity": _same,

@@ -8,6 +8,7 @@ docs/soundness.md excludes that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,13 +113,19 @@ def write_network(to: Steps, network: Network, source: str = INPUT) -> str:
     for op in network.operations:
         inputs = [names[name] for name in op.inputs]
         roles = {role: weights[name] for role, name in op.tensors.items()}
-        names[op.name] = _operation(to, op, inputs, roles, shapes[op.inputs[0]])
+        shape = shapes[op.inputs[0]]
+        names[op.name] = _operation(to, op, inputs, roles, shape, network.dtype)
         shapes[op.name] = op.shape
     return names[network.operations[-1].name]
 
 
 def _operation(
-    to: Steps, op: Operation, x: list[str], roles: dict[str, str], shape: tuple[int, ...]
+    to: Steps,
+    op: Operation,
+    x: list[str],
+    roles: dict[str, str],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
 ) -> str:
     """One operation. roles: its weights. shape: of its first input."""
     name = f"base/{op.name}"
@@ -133,6 +140,8 @@ def _operation(
             if role in roles:
                 value = to.call(kind, value, roles[role], name=f"{name}/{role}")
         return value
+    if op.kind == "gelu":
+        return _gelu(to, name, x[0], dtype)
     if op.kind == "conv2d":
         return to.call("Conv", *x, *weights, name=name, **_convolution(op))
     if op.kind in ("max_pool2d", "avg_pool2d"):
@@ -146,12 +155,10 @@ def _operation(
         return to.call("Transpose", *x, name=name, perm=perm)
     if op.kind == "reshape":
         return to.call("Reshape", *x, name=name, shape=(-1, *op.shape))
-    if op.kind == "leaky_relu":
-        return to.call("LeakyRelu", *x, name=name, alpha=float(op.settings["slope"]))  # type: ignore[arg-type]
     raise UnsupportedNetworkError(f"network: node {op.name!r} ({op.kind}) cannot be exported")
 
 
-_SIMPLE = {"relu": "Relu", "add": "Add", "sigmoid": "Sigmoid", "tanh": "Tanh"}
+_SIMPLE = {"relu": "Relu", "add": "Add", "sigmoid": "Sigmoid", "tanh": "Tanh", "erf": "Erf"}
 
 
 def _linear(to: Steps, op: Operation, x: str, weights: list[str], shape: tuple[int, ...]) -> str:
@@ -162,6 +169,16 @@ def _linear(to: Steps, op: Operation, x: str, weights: list[str], shape: tuple[i
     flat = to.call("Reshape", x, name=f"{name}/flat", shape=(-1, shape[-1]))
     product = to.call("Gemm", flat, *weights, name=f"{name}/product", transB=1)
     return to.call("Reshape", product, name=name, shape=(-1, *op.shape))
+
+
+def _gelu(to: Steps, name: str, x: str, dtype: torch.dtype) -> str:
+    """GELU by erf: ONNX has an operator for it only from opset 20 on."""
+    part = to.constant(torch.tensor(math.sqrt(0.5), dtype=dtype), f"{name}/sqrt_half")
+    half = to.constant(torch.tensor(0.5, dtype=dtype), f"{name}/half")
+    one = to.constant(torch.tensor(1.0, dtype=dtype), f"{name}/one")
+    root = to.call("Mul", x, part, name=f"{name}/root")
+    share = to.call("Add", to.call("Erf", root, name=f"{name}/erf"), one, name=f"{name}/share")
+    return to.call("Mul", to.call("Mul", x, half, name=f"{name}/input"), share, name=name)
 
 
 def _convolution(op: Operation) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from advrepair.core.box import Box
 from advrepair.core.errors import UsageError
-from advrepair.core.graph import INPUT, size
+from advrepair.core.graph import INPUT, NON_AFFINE, size
 from advrepair.core.interfaces import SmoothAllocator
 from advrepair.core.onnx_writer import OUTPUT, write_model, write_network
 from advrepair.core.operators import Steps
@@ -54,6 +54,25 @@ class Shells:
     width: float
     touched: Tensor
     nearer: Tensor
+
+
+def check_relu_form(repaired: RepairedNetwork) -> None:
+    """Raises UsageError, by name, for what the relu form cannot say.
+
+    That is an allocator other than ``none``, and a function other than ReLU.
+    """
+    smooth = isinstance(repaired.allocator, SmoothAllocator)
+    if smooth or repaired.allocator.most(repaired.centres):
+        raise UsageError(
+            f"allocator {repaired.allocator.name!r} cannot be exported with --form relu, only "
+            "'none' can: use --form routed, or repair with --allocator none"
+        )
+    for op in repaired.base.operations:
+        if op.kind in NON_AFFINE - {"relu"}:
+            raise UsageError(
+                f"network: node {op.name!r} ({op.kind}) cannot be exported with --form relu, which "
+                "has linear layers and ReLU only: use --form routed"
+            )
 
 
 def make_shells(repaired: RepairedNetwork, shell: float | None = None) -> Shells:
@@ -93,15 +112,10 @@ def relu_model(
 ) -> bytes:
     """The relu form. Its input is called ``input``, its output ``output``, the batch is open.
 
-    input_range: lowest and highest number of an input; beyond it nothing is said. Raises
-    UsageError for an allocator other than ``none``; UnsupportedNetworkError, naming the node.
+    input_range: lowest and highest number of an input; beyond it nothing is said. Raises as
+    :func:`check_relu_form` does; UnsupportedNetworkError, naming the node.
     """
-    smooth = isinstance(repaired.allocator, SmoothAllocator)
-    if smooth or repaired.allocator.most(repaired.centres):
-        raise UsageError(
-            f"allocator {repaired.allocator.name!r} cannot be exported with --form relu, only "
-            "'none' can: use --form routed, or repair with --allocator none"
-        )
+    check_relu_form(repaired)
     to, base, bank = Steps(), repaired.base, repaired.bank
     logits = write_network(to, base)
     inputs = {INPUT: base.input_shape}

@@ -21,6 +21,8 @@ UNIT64 = 2.0**-53
 # A product of ours that underflows is off by at most 2^-1074, and stands before a value below
 # 2^500: all such products of one row together, 2^100 of them, change it by less than this.
 UNDERFLOW = 2.0**-400
+# Eight units in the last place of a result near its scale.
+UNITS_OF_FUNCTIONS = 16
 _SUBNORMAL64 = 2.0**-1074
 
 
@@ -52,6 +54,14 @@ class Rounding:
         return {"real": 0.0, "deployed-float32": 2.0**-149, "deployed-float64": _SUBNORMAL64}[
             self.level
         ]
+
+    def function(self, scale: Tensor) -> Tensor:
+        """What a deployed tanh, sigmoid, erf or GELU errs by, absolutely; an assumption.
+
+        scale: of its results: 1, or for GELU the size of its input. docs/soundness.md says what
+        torch and onnxruntime were seen to err by.
+        """
+        return UNITS_OF_FUNCTIONS * (self.unit * scale + self.subnormal)
 
     def overflowing(self, total: Tensor) -> Tensor:
         """Sums of absolute terms, infinite where they are too large for a proof.

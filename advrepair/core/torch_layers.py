@@ -77,6 +77,7 @@ MODULES: dict[type[nn.Module], Callable[[Assembly, Any, Value], Value]] = {
     nn.Dropout: _same,
     nn.Dropout2d: _same,
     nn.Flatten: lambda to, m, x: to.flatten(x, m.start_dim, m.end_dim),
+    nn.GELU: lambda to, m, x: layers.gelu(to, x, m.approximate),
     nn.Identity: _same,
     nn.LeakyReLU: lambda to, m, x: layers.leaky_relu(to, x, m.negative_slope),
     nn.Linear: lambda to, m, x: layers.linear(to, x, m.weight, m.bias),

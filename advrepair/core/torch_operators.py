@@ -44,6 +44,10 @@ def _leaky_relu(
     return layers.leaky_relu(to, input, negative_slope)
 
 
+def _gelu(to: Assembly, input: Value, approximate: str = "none") -> Value:
+    return layers.gelu(to, input, approximate)
+
+
 def _same(to: Assembly, input: Value, **ignored: Any) -> Value:
     return input
 
@@ -239,6 +243,7 @@ def _convert_to(dtype: torch.dtype) -> Callable[..., Value]:
 _SHARED: dict[str, Callable[..., Any]] = {
     "add": _add,
     "div": _div,
+    "erf": _activation("erf"),
     "flatten": _flatten,
     "matmul": _matmul,
     "mean": _mean,
@@ -278,6 +283,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.batch_norm: batch_norm,
     F.conv2d: conv2d,
     F.dropout: _dropout,
+    F.gelu: _gelu,
     F.leaky_relu: _leaky_relu,
     F.linear: _linear,
     F.max_pool2d: max_pool2d,
@@ -293,4 +299,6 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     operator.truediv: _div,
     operator.itruediv: _div,
     torch.conv2d: conv2d,
+    torch.special.erf: _activation("erf"),
+    torch.special.expit: _activation("sigmoid"),
 }

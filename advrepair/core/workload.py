@@ -9,7 +9,7 @@ from advrepair.core.attacking import balls
 from advrepair.core.bounding import bytes_per_box, bytes_per_patch, chunks
 from advrepair.core.config import Configuration
 from advrepair.core.counting import Count, constants, detector, epoch, forward, proof, rows
-from advrepair.core.graph import Network, size
+from advrepair.core.graph import INPUT, NON_AFFINE, Network, size
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.options import values
 from advrepair.core.parting import parted
@@ -224,9 +224,13 @@ def _chunk(setting: Setting, boxes: int) -> int:
 
     Rows in between are worked on in blocks that fit the cache.
     """
-    each = bytes_per_box(setting.tail, setting.rows)
+    network = setting.tail
+    each = bytes_per_box(network, setting.rows)
     most = max((len(part) for part in chunks(boxes, each, 2**62)), default=0)
-    ends = 3 * setting.rows * setting.seen + _ENDS_OF_UNIT * setting.tail.units
+    shapes = {INPUT: network.input_shape} | {op.name: op.shape for op in network.operations}
+    bent = (op.inputs[0] for op in network.operations if op.kind in NON_AFFINE)
+    units = sum(size(shapes[name]) for name in bent)
+    ends = 3 * setting.rows * setting.seen + _ENDS_OF_UNIT * units
     return _BLOCKS + 8 * (most * ends + setting.network.parameters_count)
 
 

@@ -248,9 +248,10 @@ def _sketch(shape: tuple[int, ...]) -> Sketch:
 
 
 _OTHERS: dict[str, Callable[[], Sketch]] = {
-    "leaky_relu": lambda: _sketch((3,)).apply("leaky_relu", slope=0.1),
     "sigmoid": lambda: _sketch((3,)).apply("sigmoid"),
     "tanh": lambda: _sketch((3,)).apply("tanh"),
+    "erf": lambda: _sketch((3,)).apply("erf"),
+    "gelu": lambda: _sketch((3,)).apply("gelu"),
     "max_pool2d": lambda: _sketch((1, 6, 6)).apply(
         "max_pool2d", kernel_size=(2, 2), stride=(2, 2), padding=(0, 0)
     ),

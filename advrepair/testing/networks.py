@@ -57,6 +57,11 @@ class Sketch:
         """Means of disjoint squares."""
         return self.apply("avg_pool2d", kernel_size=(kernel, kernel), stride=(kernel, kernel))
 
+    def max_pool2d(self, kernel: int, stride: int, padding: int = 0) -> Sketch:
+        """Largest numbers of squares."""
+        squares = {"kernel_size": kernel, "stride": stride, "padding": padding}
+        return self.apply("max_pool2d", **{key: (n, n) for key, n in squares.items()})
+
     def reshape(self, *shape: int) -> Sketch:
         """The same numbers in another shape."""
         return self._emit("reshape", shape=shape)
@@ -76,6 +81,13 @@ class Sketch:
     def relu(self) -> Sketch:
         """The positive part."""
         return self.apply("relu")
+
+    def leaky(self, slope: float) -> Sketch:
+        """``slope * x + (1 - slope) * max(x, 0)``, as every importer writes a leaky ReLU."""
+        before = self.last
+        positive = self.relu()._times(1 - slope).last
+        self.last = before
+        return self._times(slope).add(positive)
 
     def finish(self) -> Network:
         """The network up to here."""
@@ -100,6 +112,10 @@ class Sketch:
         self._operations.append(op)
         self._shapes[name], self.last = shape, name
         return self
+
+    def _times(self, factor: float) -> Sketch:
+        shape = [1] * len(self._shapes[self.last])
+        return self._emit("scale", {"weight": torch.full(shape, factor, dtype=self._dtype)})
 
     def _normal(self, *shape: int) -> Tensor:
         """Weights whose sums are about as large as one input."""
@@ -159,6 +175,27 @@ def rearranged(seed: int) -> Network:
     return sketch.linear(3).relu().finish()
 
 
+def leaky(seed: int) -> Network:
+    """Leaky ReLUs after a convolution and after linear layers."""
+    sketch = Sketch(seed, (1, 5, 5)).conv2d(2, 3).leaky(0.1).flatten().linear(6).leaky(0.3)
+    return sketch.linear(5).leaky(0.01).linear(3).finish()
+
+
+def max_pooled(seed: int) -> Network:
+    """Max pools: with windows that overlap and with padding, before and after ReLUs."""
+    sketch = Sketch(seed, (1, 8, 8)).max_pool2d(2, stride=1, padding=1).conv2d(3, 3, padding=1)
+    sketch.relu().max_pool2d(3, stride=2).conv2d(3, 2).max_pool2d(2, stride=2).relu()
+    return sketch.flatten().linear(5).relu().linear(3).finish()
+
+
+def curved(seed: int) -> Network:
+    """A sigmoid after a convolution, a sum around a tanh, a GELU, a ReLU and an erf."""
+    sketch = Sketch(seed, (1, 5, 5)).conv2d(2, 3).apply("sigmoid").flatten().linear(6)
+    around = sketch.last
+    sketch.apply("tanh").linear(6).add(around).apply("gelu").linear(5).relu().linear(4)
+    return sketch.apply("erf").linear(3).finish()
+
+
 NETWORKS: dict[str, Callable[[int], Network]] = {
     "fully connected": fully_connected,
     "convolutional": convolutional,
@@ -166,6 +203,9 @@ NETWORKS: dict[str, Callable[[int], Network]] = {
     "batch normalised": batch_normalised,
     "pooled": pooled,
     "rearranged": rearranged,
+    "leaky": leaky,
+    "max pooled": max_pooled,
+    "curved": curved,
 }
 
 

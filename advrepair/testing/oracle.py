@@ -7,7 +7,7 @@ values at a new vertex follow by interpolation, exactly, because they are affine
 
 Limits: one or two input coordinates (polygons have an order of vertices, polytopes do not),
 affine operations and ReLU, and about 20 unstable ReLUs: the polygons grow with their square.
-Evaluation at a point has no such limits.
+Evaluation at a point has no such limits, and knows max pools. Smooth activations are beyond it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,23 @@ from fractions import Fraction
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from attrs import evolve
 from torch import Tensor
 
 from advrepair.core.box import Box
 from advrepair.core.errors import UsageError
-from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
+from advrepair.core.graph import INPUT, STEPS, Network, Operation, PoolWindow, size
 
 Vector = list[Fraction]
 Vertex = dict[str, Vector]  # the value of every operation so far, at one point
 _AFFINE = ("linear", "conv2d", "scale", "avg_pool2d", "pad", "reshape", "permute")
 _Row = tuple[list[tuple[int, Fraction]], Fraction]  # its non-zero coefficients, its constant
+
+
+def can_evaluate(network: Network) -> bool:
+    """Whether the values of a network at a point are rational: no smooth activation."""
+    return {op.kind for op in network.operations} <= {*_AFFINE, "relu", "add", "max_pool2d"}
 
 
 def fractions(tensor: Tensor) -> Vector:
@@ -43,6 +49,8 @@ def exact_minimum(network: Network, box: Box, C: Tensor, d: Tensor) -> list[Vect
     """
     if not 1 <= size(network.input_shape) <= 2:
         raise UsageError("oracle: the network must have one or two input coordinates")
+    if pool := next((op.name for op in network.operations if op.kind == "max_pool2d"), None):
+        raise UsageError(f"oracle: node {pool!r} (max_pool2d) can be evaluated at a point only")
     rules = _rules(network)
     result = []
     for lower, upper, rows, shift in zip(box.lower, box.upper, C, d, strict=True):
@@ -81,9 +89,23 @@ def _rules(network: Network) -> dict[str, list[_Row]]:
     for op in network.operations:
         if op.kind in _AFFINE:
             rules[op.name] = _rows(op, tensors, shapes[op.inputs[0]])
+        elif op.kind == "max_pool2d":
+            rules[op.name] = _windows(op, shapes[op.inputs[0]])
         elif op.kind not in ("relu", "add"):
             raise UsageError(f"oracle: node {op.name!r} ({op.kind}) is neither affine nor a ReLU")
     return rules
+
+
+def _windows(op: Operation, shape: Sequence[int]) -> list[_Row]:
+    """What meets in each window of a max pool, each with the factor 1."""
+    pool = PoolWindow.of(op)
+    (top, left), numbers = pool.padding, torch.arange(1.0, size(shape) + 1).view(1, *shape)
+    around = F.pad(numbers, (left, left, top, top)).transpose(0, 1)
+    met = F.unfold(around, pool.kernel, stride=pool.stride).transpose(1, 2).flatten(0, 1)
+    return [
+        ([(int(i) - 1, Fraction(1)) for i in window if i > 0], Fraction(0))
+        for window in met.tolist()
+    ]
 
 
 def _rows(op: Operation, tensors: dict[str, Tensor], shape: Sequence[int]) -> list[_Row]:
@@ -106,6 +128,9 @@ def _advance(op: Operation, rules: dict[str, list[_Row]], vertex: Vertex) -> Non
     """Add the operation's value at one vertex."""
     if op.kind == "relu":
         vertex[op.name] = [max(value, Fraction(0)) for value in vertex[op.inputs[0]]]
+    elif op.kind == "max_pool2d":
+        x = vertex[op.inputs[0]]
+        vertex[op.name] = [max(x[i] for i, _ in window) for window, _ in rules[op.name]]
     elif op.kind == "add":
         one, other = (vertex[name] for name in op.inputs)
         vertex[op.name] = [a + b for a, b in zip(one, other, strict=True)]

@@ -1,5 +1,6 @@
 """Bounds of the checker are never above exact or computed values, and not far below."""
 
+import random
 from fractions import Fraction
 
 import numpy as np
@@ -12,8 +13,10 @@ from advrepair.checker.bounds import LEVELS, Region, row_margins
 from advrepair.checker.network import Network
 from advrepair.core import graph
 from advrepair.core.box import Box
-from advrepair.core.graph import Operation
+from advrepair.core.branches import Branch
+from advrepair.core.graph import INPUT, STEPS, Operation
 from advrepair.core.rounding import Rounding
+from advrepair.plugins.verifiers.branched import Branched
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.testing.networks import NETWORKS, Sketch, absorbing, fully_connected, tiny
 from advrepair.testing.oracle import exact_minimum
@@ -119,6 +122,65 @@ def test_as_tight_as_the_verifier(name, level):
     least = other.minimum_rigorous(double).numpy()
     assert region.valid.all()
     assert (found >= least - 1e-3 - 1e-2 * np.abs(least)).all()
+
+
+def mixed(seed):
+    """ReLUs, smooth functions, sums and max pools, in any order."""
+    choose = random.Random(seed)
+    kinds = choose.choice(["relu gelu", "relu tanh", "relu erf gelu", "gelu", "tanh sigmoid relu"])
+    kinds, image = kinds.split(), choose.random() < 0.3
+    sketch = Sketch(seed, (1, 6, 6) if image else (3,))
+    if image:
+        sketch.conv2d(3, 3, padding=1).apply(choose.choice(kinds))
+        if choose.random() < 0.6:
+            sketch.max_pool2d(2, 2)
+        sketch.conv2d(3, 2).apply(choose.choice(kinds)).flatten()
+    sketch.linear(8)
+    for _ in range(choose.choice([1, 2, 5])):
+        around = sketch.last
+        sketch.apply(choose.choice(kinds)).linear(8)
+        if choose.random() < 0.3:
+            sketch.add(around)
+    return sketch.apply(choose.choice(kinds)).linear(3).finish()
+
+
+@given(st.integers(0, 2**20), st.sampled_from([0.01, 0.05, 0.2, 0.4]), st.booleans())
+@settings(deadline=None)
+def test_lines_that_no_certificate_stores_are_found_again(seed, radius, cut):
+    """So claims are confirmed: where boxes are wide, and with units cut by their signs, too."""
+    network, generator = mixed(seed), torch.Generator().manual_seed(seed)
+    box, C = some_boxes(network, seed, radius)
+    box, C, net = box.to(torch.float64), C.double(), mine(network)
+    params = {n: t.double() for n, t in network.tensors.items()}
+    sign, shape = computed(network, box.center), (*C.shape[:2], net.units)
+    phase = sign * (torch.rand(sign.shape, generator=generator) < 0.3) * cut
+    multiplier = 0.1 * torch.rand(shape, generator=generator).double() * (phase != 0)[:, None]
+    branch = Branch(phase, None, multiplier)
+    level = Rounding("deployed-float32")
+    found = Branched(network, params, box, "area", level, branch=branch)
+    bound = found.bound(C, torch.zeros(C.shape[:2], dtype=torch.float64))
+    claimed = bound.rows.minimum_rigorous(box).numpy()
+    floor = np.where(phase.numpy() > 0, 0.0, -np.inf), np.where(phase.numpy() < 0, 0.0, np.inf)
+    part = tuple(np.hstack(pair) for pair in zip(faces(box), floor, strict=True))
+    most = np.full(claimed.shape, -np.inf)
+    for steep in (False, True):
+        region = Region(net, level.level, part, bound.rows.slope.numpy() / 255)
+        d, given_ = np.zeros(claimed.shape), multiplier.numpy()
+        least, error = row_margins([region], C.numpy(), d, given_, steep)
+        most = np.maximum(most, least + 4 * error)
+    assert ((claimed <= most) | bound.empty.numpy()[:, None]).all()
+
+
+def computed(network, x):
+    """Signs of all ReLU inputs at x: [B,U], int8."""
+    values, signs = {INPUT: x}, [torch.zeros(len(x), 0)]
+    tensors = {n: t.double() for n, t in network.tensors.items()}
+    for op in network.operations:
+        given_ = [values[name] for name in op.inputs]
+        values[op.name] = STEPS[op.kind](op, tensors, given_)
+        if op.kind == "relu":
+            signs.append(given_[0].flatten(1).sign())
+    return torch.cat(signs, 1).to(torch.int8)
 
 
 @pytest.mark.parametrize(("level", "dtype"), [("deployed-float32", torch.float32)])
@@ -362,7 +424,7 @@ def test_slack_of_a_relu_covers_its_rounding(seed, level):
     net = Network(structure, {})
     slope = rng.integers(0, 256, (1, 5)) / 255
     region = Region(net, level, pieces_of(net, (low, high)), slope)
-    (_, (below, _), above, shift), slack = region.lines[1], region.slack[1]
+    (_, (below, _), above, shift, _), slack = region.lines[1], region.slack[1]
     rows = rng.normal(size=(1, 5))
     pulled, constant, _ = region.pull(1, rows, np.zeros(1, int))
     owed, had = Fraction(0), Fraction(0)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 from attrs import evolve, frozen
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from advrepair.core import bounding
@@ -85,6 +85,7 @@ def test_chunks_cover_the_range_in_order(count, each):
 
 
 @given(st.integers(1, 300), st.integers(1, 2**28), st.integers(1, 2**30))
+@example(9, 52706759, 474360798)  # nine boxes in one chunk, and room for eight
 def test_chunks_follow_from_the_shapes_or_are_refused(count, each, memory):
     free = chunks(count, each, 2**40)
     if len(free[0]) * each <= memory:

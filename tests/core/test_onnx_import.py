@@ -117,6 +117,7 @@ CASES = {
     "leaky_relu": ([node("LeakyRelu", "x", "y", alpha=0.2)], (4,), {}),
     "leaky_default": ([node("LeakyRelu", "x", "y")], (4,), {}),
     "sigmoid": ([node("Sigmoid", "x", "y")], (4,), {}),
+    "tanh": ([node("Tanh", "x", "y")], (4,), {}),
     "reshape": ([node("Reshape", "x t", "y")], (2, 3), {"t": np.array([-1, 6])}),
     "reshape_zero": ([node("Reshape", "x t", "y")], (2, 3), {"t": np.array([0, -1])}),
     "flatten_negative": ([node("Flatten", "x", "y", axis=1)], (2, 3), {}),
@@ -313,8 +314,68 @@ def test_any_reshape(tmp_path_factory, shape, inferred, copied):
     check(tmp_path_factory.mktemp("r"), model(nodes, (4, 6), {"t": np.array(target)}))
 
 
+ROOT, HALF = np.float32(1.4142135), np.float32(0.70710677)
+
+
+def erf_of(source, root=ROOT, operator="Div", one=1.0):
+    """The nodes of ``source / root``, its erf and one more than that; and their constants."""
+    nodes = [node(operator, f"{source} r", "e"), node("Erf", "e", "f"), node("Add", "f one", "g")]
+    numbers = {"r": root, "one": one, "half": 0.5, "two": [2.0]}
+    return nodes, {name: np.array(value, np.float32) for name, value in numbers.items()}
+
+
+GELUS = {  # nodes, and by what the GELU is multiplied
+    "torch": (erf_of("x"), [node("Mul", "x g", "h"), node("Mul", "h half", "y")]),
+    "halved input": (erf_of("x"), [node("Mul", "x half", "h"), node("Mul", "h g", "y")]),
+    "halved share": (erf_of("x"), [node("Mul", "g half", "h"), node("Mul", "h x", "y")]),
+    "by a product": (erf_of("x", HALF, "Mul"), [node("Mul", "half x", "h"),
+                                                 node("Mul", "g h", "y")]),
+    "twice as much": (erf_of("x"), [node("Mul", "x g", "y")]),
+    "of a scaled input": (erf_of("s"), [node("Mul", "s g", "h"), node("Mul", "h half", "y")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GELUS)
+def test_a_gelu_that_is_written_out_is_read_as_one(tmp_path, case):
+    (nodes, constants), rest = GELUS[case]
+    before = [node("Mul", "x two", "s")] if case == "of a scaled input" else []
+    network = check(tmp_path, model([*before, *nodes, *rest], (4,), constants))
+    scales = (["scale"] if before else []), (["scale"] if case == "twice as much" else [])
+    assert kinds(network) == [*scales[0], "gelu", *scales[1]]
+
+
+def test_an_erf_alone_and_the_operator_gelu(tmp_path):
+    assert kinds(check(tmp_path, model([node("Erf", "x", "y")], (4,)))) == ["erf"]
+    for how in ({}, {"approximate": "none"}):
+        gelu = model([node("Gelu", "x", "y", **how)], (4,), opset=20)
+        assert kinds(check(tmp_path, gelu)) == ["gelu"]
+    other = model([node("Gelu", "x", "y", approximate="tanh")], (4,), opset=20)
+    with pytest.raises(UnsupportedNetworkError, match=r"the_y.*approximate='tanh'.*'none'"):
+        read(tmp_path, other)
+
+
+NO_GELUS = {
+    "another root": (erf_of("x", 1.5), [node("Mul", "x g", "y")], "the_y.*multiplies"),
+    "another shift": (erf_of("x", one=0.5), [node("Mul", "x g", "y")], "the_y.*multiplies"),
+    "a matrix between": (erf_of("m"), [node("Mul", "x g", "y")], "the_y.*multiplies"),
+    "of unequal numbers": (erf_of("m", [ROOT] * 3 + [1.0]), [node("Mul", "m g", "y")],
+                           "the_y.*multiplies"),
+    "by tanh": (([node("Mul", "x x", "g")], {}), [node("Tanh", "g", "y")], "the_g.*multiplies"),
+    "cubed": (([node("Pow", "x two", "g")], {"two": values()}), [node("Tanh", "g", "y")],
+              "the_g.*Pow.*not supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_GELUS)
+def test_what_is_nearly_a_gelu_is_refused(tmp_path, case):
+    (nodes, constants), rest, message = NO_GELUS[case]
+    before, given = [node("MatMul", "x w", "m")], constants | {"w": values(4, 4)}
+    with pytest.raises(UnsupportedNetworkError, match=message):
+        read(tmp_path, model([*before, *nodes, *rest], (4,), given))
+
+
 REFUSED = {
-    "operator": ([node("Erf", "x", "y")], (4,), {}, "the_y.*Erf"),
+    "operator": ([node("Sin", "x", "y")], (4,), {}, "the_y.*Sin"),
     "softmax": ([node("Softmax", "x", "y", axis=1)], (4,), {}, "up to its logits"),
     "product": ([node("Relu", "x", "a"), node("Mul", "a x", "y")], (4,), {}, "the_y.*multiplies"),
     "quotient": ([node("Div", "c x", "y")], (4,), {"c": values(4)}, "divides by a computed"),

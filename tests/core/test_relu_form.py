@@ -20,7 +20,7 @@ from advrepair.core.patching import RepairedNetwork
 from advrepair.core.relu_form import Shells, make_shells, relu_model
 from advrepair.plugins.allocators.nearest import Nearest
 from advrepair.plugins.allocators.none import NoAllocator
-from advrepair.testing.networks import convolutional, fully_connected
+from advrepair.testing.networks import NETWORKS, convolutional, fully_connected
 
 pytest.importorskip("onnxruntime")
 
@@ -125,3 +125,10 @@ def test_the_form_relu_refuses_an_allocator():
     repaired = a_repair(fully_connected(1), Nearest(), 3)
     with pytest.raises(UsageError, match="allocator 'nearest' cannot be exported with --form relu"):
         relu_model(repaired, (0, 1), make_shells(repaired))
+
+
+@pytest.mark.parametrize("name, kind", [("curved", "sigmoid"), ("max pooled", "max_pool2d")])
+def test_functions_other_than_relu_are_refused_by_name(name, kind):
+    repaired = a_repair(NETWORKS[name](0), NoAllocator(), 3)
+    with pytest.raises(UsageError, match=rf"node '.*' \({kind}\) cannot .* --form relu"):
+        relu_model(repaired, (-1, 1), make_shells(repaired))

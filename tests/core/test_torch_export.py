@@ -26,7 +26,7 @@ from advrepair.core.torch_export import (
 from advrepair.core.types import Centres
 from advrepair.plugins.allocators.cosine import Cosine
 from advrepair.plugins.allocators.none import NoAllocator
-from advrepair.testing.networks import convolutional, fully_connected
+from advrepair.testing.networks import NETWORKS, convolutional, fully_connected
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS, ids=str)
@@ -48,6 +48,17 @@ def test_torch_files_take_any_batch(allocator):
     ):
         for batch in (1, 7, 140):
             assert agrees(loaded(x[:batch]), repaired(x[:batch]))
+
+
+@pytest.mark.parametrize("name", ["max pooled", "curved"])
+def test_torch_files_of_networks_with_other_functions(name):
+    repaired = a_repair(NETWORKS[name](1), NoAllocator(), 7)
+    x, module = trial_inputs(repaired), ExportableNetwork(repaired).eval()
+    for loaded in (
+        load_torchscript(torchscript(module)),
+        load_exported_program(exported_program(module)),
+    ):
+        assert agrees(loaded(x), repaired(x))
 
 
 @frozen

@@ -1,6 +1,7 @@
 """A traced module computes what the module computes, or is refused by the node's name."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -56,6 +57,7 @@ LAYERS = {
     "no bias": (lambda: [nn.Linear(4, 3, bias=False)], (4,)),
     "linear on ones": (lambda: [nn.Linear(4, 3), nn.ReLU(), nn.Flatten()], (1, 1, 4)),
     "activations": (lambda: [nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Tanh(), nn.ReLU()], (4,)),
+    "gelu": (lambda: [nn.GELU(), nn.Linear(4, 3), nn.GELU()], (4,)),
     "conv": (lambda: [nn.Conv2d(3, 4, 3, 2, 1), nn.Flatten()], IMAGE),
     "conv same": (lambda: [nn.Conv2d(3, 4, (4, 3), padding="same", dilation=(1, 2)),
                            nn.Flatten()], IMAGE),
@@ -99,6 +101,10 @@ FUNCTIONS = {
     "flatten": (lambda m, x: torch.flatten(x, start_dim=1), IMAGE),
     "relu": (lambda m, x: F.relu(x) + torch.relu(x) + x.relu(), (4,)),
     "activations": (lambda m, x: torch.tanh(x).sigmoid() - F.leaky_relu(x, 0.3), (4,)),
+    "erf": (lambda m, x: torch.erf(x) + x.erf() + torch.special.erf(x), (4,)),
+    "expit": (lambda m, x: torch.special.expit(x), (4,)),
+    "gelu": (lambda m, x: F.gelu(x) + F.gelu(x + 1, approximate="none"), (4,)),
+    "gelu by erf": (lambda m, x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0))), (4,)),
     "constants": (lambda m, x: (3 - (2 * x + 1) / 4.0) * -1, (4,)),
     "buffers": (lambda m, x: ((x - m.mean) / m.std.view(1, 3, 1, 1)).flatten(1), IMAGE),
     "in place": (lambda m, x: _in_place(x), (4,)),
@@ -176,6 +182,10 @@ REFUSED = {
     "reflect": (lambda m, x: m.c(x).flatten(1), IMAGE, "padding mode 'reflect'"),
     "function": (lambda m, x: torch.exp(x), (4,), "'exp'"),
     "method": (lambda m, x: x.cumsum(1), (4,), "cumsum.*not supported"),
+    "gelu by tanh": (lambda m, x: F.gelu(x, approximate="tanh"), (4,), "'gelu'.*'tanh'.*'none'"),
+    "layer by tanh": (lambda m, x: m.g(x), (4,), "'g'.*'tanh' is another function.*'none'"),
+    "gelu of another": (lambda m, x: x.relu() * (1 + torch.erf(x / math.sqrt(2))), (4,),
+                        "multiplies two computed values"),
     "product": (lambda m, x: x * torch.relu(x), (4,), "multiplies"),
     "quotient": (lambda m, x: 1 / (x + 100), (4,), "divides"),
     "branch": (lambda m, x: x if x.sum() > 0 else -x, (4,), "cannot be traced"),
@@ -207,6 +217,7 @@ def test_refusal(case):
     module = Forward(
         function,
         p=nn.Softplus(),
+        g=nn.GELU("tanh"),
         s=nn.Softmax(1),
         c=nn.Conv2d(3, 2, 3, padding=1, padding_mode="reflect"),
         l=nn.Linear(4, 3),

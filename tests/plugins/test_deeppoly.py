@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import NAMES, Reference, load
@@ -22,6 +23,7 @@ from advrepair.plugins.verifiers import propagation
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.relaxations import SLOPES, Relaxation, relu
 from advrepair.testing.cases import BOX_KINDS, Case, make_case
+from advrepair.testing.networks import Sketch
 from advrepair.testing.oracle import exact_minimum
 from advrepair.testing.search import linear_rows, low_points
 from advrepair.testing.strategies import cases, networks, seeds, tiny_networks
@@ -228,11 +230,10 @@ def _random_case(network: Network, count: int, seed: int) -> Case:
     return make_case("random", network, kinds, 3, seed)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "tanh", "max_pool2d"])
-def test_an_operation_without_a_rule_is_refused_by_name(kind: str) -> None:
+def test_an_operation_without_a_rule_is_refused_by_name() -> None:
     network = patch_template(Network([Operation("a", "reshape", (INPUT,), (2,))], {}, (2,)), [3])
     network.operations = tuple(
-        Operation("the node", kind, op.inputs, op.shape) if op.kind == "relu" else op
+        Operation("the node", "swish", op.inputs, op.shape) if op.kind == "relu" else op
         for op in network.operations
     )
     with pytest.raises(UnsupportedNetworkError, match=r"'the node'.*'deeppoly'"):
@@ -299,3 +300,14 @@ def test_rows_that_underflow_prove_nothing(level: Level) -> None:
     network = Network(operations, tensors, (1,))
     x = torch.ones(1, 1).double()
     assert not bool((_rows(network, Box(x, x), level) > 0).any())
+
+
+@pytest.mark.parametrize("settings", [{}, {"kernel_size": (2, 2), "dilation": (2, 2)}])
+def test_a_max_pool_of_another_kind_is_refused_by_name(
+    settings: dict[str, tuple[int, int]],
+) -> None:
+    network = Sketch(1, (1, 4, 4)).max_pool2d(2, stride=2).flatten().linear(2).finish()
+    network.operations = (evolve(network.operations[0], settings=settings), *network.operations[1:])
+    wrong = "dilation" if settings else "kernel_size"
+    with pytest.raises(UnsupportedNetworkError, match=rf"'max_pool2d_0'.*{wrong}"):
+        DeepPoly().prepare(network)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from reference import NAMES, load
 
+from advrepair.core.rounding import Rounding
 from advrepair.plugins.verifiers.deeppoly import DeepPoly
 from advrepair.plugins.verifiers.interval import Interval
 from advrepair.testing.cases import Case
@@ -12,6 +14,8 @@ from advrepair.testing.oracle import exact_minimum
 from advrepair.testing.search import low_points
 from advrepair.testing.strategies import cases, seeds, tiny_networks
 from advrepair.testing.trial import Trial, require_below, require_equal
+
+ROUNDINGS = (Rounding("real"), Rounding("deployed-float32"), Rounding("deployed-float64"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,6 +34,16 @@ def test_no_point_is_below_the_bound(case: Case, seed: int) -> None:
     assert not bound.A.any()
     reached = case.rows(low_points(case, case.rows, seed)).amin(1).detach()
     require_below(case, bound.b, reached, "bound {have}, reached {want}")
+
+
+@given(cases(), seeds, st.sampled_from(ROUNDINGS))
+def test_no_point_is_below_the_rigorous_bound(case: Case, seed: int, rounding: Rounding) -> None:
+    bound = Trial(case, Interval().prepare(case.network, rounding)).bound()
+    assert not bound.A.any()
+    reached = case.rows(low_points(case, case.rows, seed)).amin(1).detach()
+    require_below(case, bound.b, reached, "bound {have}, reached {want}")
+    loose = Trial(case, Interval().prepare(case.network)).bound()
+    assert bool((bound.b <= loose.b + 1e-9 * (1 + loose.b.abs())).all())
 
 
 @given(cases(kinds=("point",)))

@@ -251,7 +251,7 @@ def test_each_row_is_one_of_the_two_choices_of_lines(case: Case, level: Level) -
         state, first = _state(case, rounding), 0
         for op in case.network.operations:
             if op.kind == "relu":
-                lower, upper = state._interval(op.inputs[0])
+                lower, upper = state._interval(op.inputs[0], op)
                 part = chosen[:, first : first + lower[0].numel()].view_as(lower)
                 above = stored[:, first : first + lower[0].numel()].view_as(lower)
                 state.relaxed[op.name] = _lines(lower, upper, part, above)

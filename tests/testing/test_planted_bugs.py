@@ -11,7 +11,7 @@ from planted import BUGS, SUBTLE, Textbook, changed
 from torch import Tensor
 
 from advrepair.core.errors import UnsupportedNetworkError
-from advrepair.core.graph import Network
+from advrepair.core.graph import NON_AFFINE, Network
 from advrepair.core.interfaces import BoundFn, Verifier
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import Box, LinearBound
@@ -121,10 +121,12 @@ def test_what_stages_keep_too_long_is_caught() -> None:
 
 @frozen(eq=False)
 class _Careless(DeepPoly):
-    """Accepts everything and fails later."""
+    """Accepts everything and fails later; of functions it bounds ReLUs alone."""
 
     def prepare(self, network: Network, rounding: Rounding | None = None) -> BoundFn:
         def bound(params: Mapping[str, Tensor], box: Box, C: Tensor, d: Tensor) -> LinearBound:
+            if other := [op for op in network.operations if op.kind in NON_AFFINE - {"relu"}]:
+                raise UnsupportedNetworkError(f"node {other[0].name!r}: no rule")
             return DeepPoly().prepare(network, rounding)(params, box, C, d)
 
         return bound

@@ -14,6 +14,7 @@ from advrepair.core.graph import Network, Operation, size
 from advrepair.core.rounding import UNDERFLOW, UNIT64, Rounding, above, gamma
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.affine import PULL, fan_in, without_bias
+from advrepair.plugins.verifiers.pools import scattered
 from advrepair.plugins.verifiers.relaxations import Relaxation
 
 
@@ -46,17 +47,26 @@ class Account:
     b: Tensor
     error: Tensor
 
-    def through_relu(self, A: Tensor, lines: Relaxation) -> Tensor:
-        """Replace a ReLU by its lower line where A >= 0 and its upper line where A < 0."""
+    def through_lines(self, A: Tensor, op: Operation, lines: Relaxation) -> Tensor:
+        """Replace a function by its lower line where A >= 0 and its upper line where A < 0."""
         positive = A.relu()
         negative = A - positive
         lifted = dot(negative, lines.offset)
+        absolute = -lifted  # of a ReLU, whose offset is not negative
+        if lines.lower_offset is not None:
+            lifted = lifted + dot(positive, lines.lower_offset)
+            largest = torch.maximum(lines.offset.abs(), lines.lower_offset.abs())
+            absolute = dot(A.abs(), largest)
         self._add(lifted)
         if self.rounding:
-            # The lines absorb the rounding of A times slope; the dot product is left.
-            self.error = self.error - gamma(size(A.shape[2:]) + 4) * lifted
+            # The lines absorb the rounding of A times slope; the dot products are left.
+            self.error = self.error + gamma(size(A.shape[2:]) + 4) * absolute
         lower, upper = lines.lower_slope.unsqueeze(1), lines.upper_slope.unsqueeze(1)
-        return positive * lower + negative * upper
+        if op.kind != "max_pool2d":
+            return positive * lower + negative * upper
+        rows = positive.unsqueeze(2) * lower + negative.unsqueeze(2) * upper
+        found = scattered(op, rows.flatten(0, 1), self._shape(op.inputs[0]))
+        return found.view(*rows.shape[:2], *found.shape[1:])
 
     def through_affine(self, A: Tensor, op: Operation) -> Tensor:
         """Substitute an affine operation by its definition."""

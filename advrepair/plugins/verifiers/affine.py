@@ -11,8 +11,17 @@ import torch.nn.functional as F
 from attrs import evolve
 from torch import Tensor
 
-from advrepair.core.errors import UnsupportedNetworkError
-from advrepair.core.graph import INPUT, STEPS, Network, Operation, integers, size
+from advrepair.core.errors import UnsupportedNetworkError, UsageError
+from advrepair.core.graph import (
+    INPUT,
+    NON_AFFINE,
+    STEPS,
+    Network,
+    Operation,
+    PoolWindow,
+    integers,
+    size,
+)
 
 Tensors = Mapping[str, Tensor]
 Pulled = tuple[Tensor, Tensor | None]
@@ -88,6 +97,9 @@ PULL: dict[str, Rule] = {
 DIAGONAL = frozenset({"scale", "reshape", "permute", "pad"})
 
 
+_OTHERS = frozenset({"add"}) | NON_AFFINE
+
+
 def fan_in(op: Operation, tensors: Tensors) -> int:
     """Terms in the sum that gives one result; 0 where no rounding happens."""
     if op.kind in ("linear", "conv2d"):
@@ -105,14 +117,19 @@ def without_bias(op: Operation) -> Operation:
 
 
 def check_supported(network: Network, verifier: str) -> None:
-    """Raises UnsupportedNetworkError unless every operation can be back-substituted."""
+    """Raises UnsupportedNetworkError unless every operation can be bounded."""
     shapes = {INPUT: network.input_shape} | {op.name: op.shape for op in network.operations}
     for op in network.operations:
-        if op.kind not in PULL and op.kind not in ("relu", "add"):
+        if op.kind not in PULL and op.kind not in _OTHERS:
             raise UnsupportedNetworkError(
                 f"network: node {op.name!r} ({op.kind}) has no rule in verifier {verifier!r}; "
                 "replace the node or choose another verifier"
             )
+        if op.kind == "max_pool2d":
+            try:
+                PoolWindow.of(op)
+            except UsageError as error:
+                raise UnsupportedNetworkError(str(error)) from error
         if op.kind in ("scale", "add") and any(shapes[name] != op.shape for name in op.inputs):
             raise UnsupportedNetworkError(
                 f"network: node {op.name!r} ({op.kind}) broadcasts its input "

@@ -18,12 +18,15 @@ class Asking:
     descent: Descent
     _middles: dict[str, Tensor] = field(factory=dict)
 
-    def ends(self, index: int, low: Tensor, high: Tensor, least: bool) -> tuple[Tensor, Tensor]:
+    def ends(
+        self, index: int, low: Tensor, high: Tensor, least: bool, whole: bool
+    ) -> tuple[Tensor, Tensor]:
         """Lower and upper ends of the value of operation ``index``, [B,*shape] each.
 
         low, high: by interval arithmetic. First the end is asked that may settle a unit's sign,
         and the other one only if that fails: a ReLU's lines depend on no more. Which one may
-        is a guess, by the sign at the middle of the box.
+        is a guess, by the sign at the middle of the box. whole: other lines, here or later on,
+        depend on more: then both ends of all units are asked.
 
         Sound: either end is that of rows or that of interval arithmetic, and both hold for the
         computed values, like everything here.
@@ -33,30 +36,34 @@ class Asking:
         shared = sized and readers > 1
         windows = self.descent.tiles(index)
         found = [flat(end, op.shape) for end in (low, high)]
-        given = [*found, *(flat(t, op.shape) for t in asked(low, high, least, sized, shared))]
+        wanted = asked(low, high, least, sized, shared, whole)
+        given = [*found, *(flat(t, op.shape) for t in wanted)]
         if len(windows) == 1:
             found = list(self._found(index, 0, *given[2:], *found))
-            return unflat(found[0], op.shape), unflat(found[1], op.shape)
-        likely = flat(self._middle(op.name), op.shape) >= 0
-        found = [end.clone() for end in found]
-        for at, window in enumerate(windows):
-            part = [cut(t, op.shape, window) for t in (*given, likely)]
-            for end, new in zip(found, self._by_turns(index, at, part, sized, shared), strict=True):
-                here = seen(end, op.shape, window)
-                here.copy_(new.view_as(here))
-        return unflat(found[0], op.shape), unflat(found[1], op.shape)
+        else:
+            likely = flat(self._middle(op.name), op.shape) >= 0
+            found = [end.clone() for end in found]
+            for at, window in enumerate(windows):
+                part = [cut(t, op.shape, window) for t in (*given, likely)]
+                news = self._by_turns(index, at, part, sized, shared or whole)
+                for end, new in zip(found, news, strict=True):
+                    here = seen(end, op.shape, window)
+                    here.copy_(new.view_as(here))
+        # The library's convolution has other last bits where channels lie last in memory.
+        lower, upper = (unflat(end, op.shape).contiguous() for end in found)
+        return lower, upper
 
     def _by_turns(
-        self, index: int, at: int, part: list[Tensor], sized: bool, shared: bool
+        self, index: int, at: int, part: list[Tensor], sized: bool, both: bool
     ) -> tuple[Tensor, Tensor]:
         """Ends of a tile: those first that may settle a unit. part: [B,units] each."""
         low, high, lows, highs, likely = part
-        # A size is made of the end farther from 0, and of both if others read the value.
-        some_lows = lows if shared else lows & likely
+        if both:
+            return self._found(index, at, lows, highs, low, high)
+        # A size is made of the end farther from 0.
+        some_lows = lows & likely
         some_highs = highs if sized else highs & ~likely
         lower, upper = self._found(index, at, some_lows, some_highs, low, high)
-        if shared:
-            return lower, upper
         # NaN settles nothing; ends that are not finite make no lines.
         some_lows = lows & ~likely & ~((upper <= 0) & low.isfinite())
         some_highs = highs & likely & ~((lower >= 0) & high.isfinite()) & (not sized)
@@ -85,7 +92,7 @@ class Asking:
 
 
 def asked(
-    low: Tensor, high: Tensor, least: bool, sized: bool, shared: bool
+    low: Tensor, high: Tensor, least: bool, sized: bool, shared: bool, whole: bool
 ) -> tuple[Tensor, Tensor]:
     """Units whose lower and whose upper end rows have to find, bool like low and high.
 
@@ -99,7 +106,7 @@ def asked(
     0, and the other one if it is negative and not shared, that is if only a ReLU reads the
     value, whose result is 0.
     """
-    apart = (high - low) / 2 if least else torch.full_like(low, torch.inf)
+    apart = (high - low) / 2 if least and not whole else torch.full_like(low, torch.inf)
     active, dead = low >= apart, high <= -apart
     if not sized:
         return ~(active | dead), ~(active | dead)

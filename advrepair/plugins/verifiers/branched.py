@@ -66,7 +66,9 @@ class Branched(Propagation):
         return BranchBound(rows, gap, self.empty)
 
     def known(self, op: Operation, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The interval, clipped at 0 where the sign is known."""
+        """The interval; of a ReLU clipped at 0 where the sign is known."""
+        if op.kind != "relu":
+            return lower, upper
         phase = self._of(self.branch.phase, op)
         lower = torch.where(phase > 0, lower.clamp(min=0), lower)
         upper = torch.where(phase < 0, upper.clamp(max=0), upper)
@@ -79,10 +81,10 @@ class Branched(Propagation):
         """The slopes of the branch, if it has some."""
         return self.slope if self.branch.slope is None else self._of(self.branch.slope, op)
 
-    def through_relu(self, account: Account, A: Tensor, op: Operation) -> Tensor:
+    def through_lines(self, account: Account, A: Tensor, op: Operation) -> Tensor:
         """As without a branch; of final rows, multiples of the known signs are taken off."""
-        rows = super().through_relu(account, A, op)
-        if not self._final:
+        rows = super().through_lines(account, A, op)
+        if not self._final or op.kind != "relu":
             return rows
         self.gaps[op.name] = self._gap(A, op).flatten(2)
         signs = self._of(self.branch.phase, op).unsqueeze(1)

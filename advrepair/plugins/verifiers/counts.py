@@ -13,6 +13,7 @@ from advrepair.core.graph import INPUT, STEPS, Network, Operation, size
 from advrepair.core.rounding import UNIT64, Rounding, gamma
 from advrepair.plugins.verifiers.account import Shallow
 from advrepair.plugins.verifiers.affine import fan_in
+from advrepair.plugins.verifiers.pools import gathered
 from advrepair.plugins.verifiers.relaxations import Relaxation
 from advrepair.plugins.verifiers.windows import flat, unflat
 
@@ -38,9 +39,10 @@ class Count:
 
 @frozen(eq=False)
 class Lines:
-    """A ReLU's lines, and what coefficients of either sign take along through it.
+    """A function's lines, and what coefficients of either sign take along through it.
 
-    lower, upper: [B,1,n]. positive, negative: [B,2,n] for constant and error, else [B,1,n].
+    lower, upper: [B,k,n], k inputs of each number, one but for a pool. positive, negative:
+    [B,2,n] for constant and error, else [B,1,n].
     """
 
     lower: Tensor
@@ -79,36 +81,46 @@ class Counts:
         }
 
     def through(self, op: Operation, merged: bool) -> Lines:
-        """The lines of a ReLU, with what is counted at its input.
+        """The lines of a function, with what is counted at its input.
 
         Sound: a coefficient a times a line s z + t is a s over z, and a t; what a row over z
         takes along is linear, so a takes s times that along. The constants are rounded a few
-        times more than in a sum of products, which the errors they come with allow for.
+        times more than in a sum of products, which the errors they come with allow for; where
+        a line has k inputs, 2 k times more, which is counted here.
         """
         if (op.name, merged) not in self._lines:
             relaxed, count = self.relaxed[op.name], self.at(op.inputs[0])
-            lower, upper, offset = (
-                flat(t, op.shape)
-                for t in (relaxed.lower_slope, relaxed.upper_slope, relaxed.offset)
-            )
-            if count.constant is None:
-                positive, negative = [torch.zeros_like(lower)], [offset]
-            else:
-                positive = [lower * count.constant]
-                negative = [upper * count.constant + offset]
-            if self.rounding:
-                own = gamma(size(op.shape) + 4 + _MORE) * offset
-                met = 2 * UNIT64 * flat(self.sizes[op.name], op.shape) if merged else 0.0
-                error = torch.zeros_like(lower) if count.error is None else count.error
-                positive.append(lower * error + met + _LOST)
-                negative.append(-(upper * error + own + met + _LOST))
-            self._lines[op.name, merged] = Lines(
-                lower.unsqueeze(1),
-                upper.unsqueeze(1),
-                torch.stack(positive, 1),
-                torch.stack(negative, 1),
-            )
+            constant, error = (self._at_inputs(op, t) for t in (count.constant, count.error))
+            met = 2 * UNIT64 * flat(self.sizes[op.name], op.shape) if merged else 0.0
+            slopes, found = [], []
+            for sign, slope, offset in (
+                (1, relaxed.lower_slope, relaxed.lower_offset),
+                (-1, relaxed.upper_slope, relaxed.offset),
+            ):
+                slopes.append(slope := self._flat_slopes(op, slope))
+                shift = torch.zeros_like(slope[:, 0]) if offset is None else flat(offset, op.shape)
+                along = [shift if constant is None else _summed(slope * constant) + shift]
+                if self.rounding:
+                    own = gamma(size(op.shape) + 4 + _MORE) * shift.abs() + met + _LOST
+                    if constant is not None and slope.shape[1] > 1:
+                        own = own + gamma(2 * slope.shape[1]) * _summed((slope * constant).abs())
+                    lost = own if error is None else _summed(slope.abs() * error) + own
+                    along.append(sign * lost)
+                found.append(torch.stack(along, 1))
+            self._lines[op.name, merged] = Lines(*slopes, *found)
         return self._lines[op.name, merged]
+
+    def _flat_slopes(self, op: Operation, slope: Tensor) -> Tensor:
+        """Slopes of each number's k inputs, flat: [B,k,n]."""
+        if op.kind != "max_pool2d":
+            return flat(slope, op.shape).unsqueeze(1)
+        return flat(slope.flatten(0, 1), op.shape).view(*slope.shape[:2], -1)
+
+    def _at_inputs(self, op: Operation, value: Tensor | None) -> Tensor | None:
+        """What each number's k inputs have of a flat value below a function: [B or 1,k,n]."""
+        if value is None or op.kind != "max_pool2d":
+            return value if value is None else value.unsqueeze(1)
+        return self._flat_slopes(op, gathered(op, unflat(value, self.shapes[op.inputs[0]])))
 
     def at(self, name: str) -> Count:
         """What rows over a value take along there, and at the values that it absorbed."""
@@ -149,6 +161,11 @@ class Counts:
             rate = self.rounding.relative(terms, size(op.shape) + terms + _MORE)
             error = rate * flat(self.sums[op.name], op.shape) + self.rounding.absolute(terms)
         return constant, error
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum of [B,k,n] over k."""
+    return values[:, 0] if values.shape[1] == 1 else values.sum(1)
 
 
 def total(before: Tensor | None, more: Tensor | None) -> Tensor | None:

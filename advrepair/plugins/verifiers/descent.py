@@ -14,11 +14,11 @@ from attrs import define, evolve, field
 from torch import Tensor
 
 from advrepair.core.box import Box
-from advrepair.core.graph import INPUT, Network, Operation
+from advrepair.core.graph import INPUT, NON_AFFINE, Network, Operation
 from advrepair.core.rounding import UNDERFLOW, UNIT64, Rounding, above
 from advrepair.plugins.verifiers.counts import Counts
 from advrepair.plugins.verifiers.parts import Block, in_parts, of_many, of_one, paired, slices
-from advrepair.plugins.verifiers.transposed import Pull, transposed
+from advrepair.plugins.verifiers.transposed import Pull, spread, transposed
 from advrepair.plugins.verifiers.windows import (
     Window,
     cut,
@@ -136,7 +136,7 @@ class Descent:
         rows = _Rows(Block(slice(None), slice(0, 2 * units)), windows, {}, zero, zero)
         self._arrive(rows, op.name, eye.unsqueeze(0))
         for op in reversed(self.network.operations[: index + 1]):
-            if op.kind != "relu":
+            if op.kind not in NON_AFFINE:
                 self._step(rows, op)
         b, error = (t.expand(len(self.box), -1) for t in (rows.b, rows.error))
         rows.b, rows.error = paired(b, -b, 1), paired(error, error, 1)
@@ -165,7 +165,7 @@ class Descent:
         some = _Rows(block, head.windows, head.parts, block.of(head.b), block.of(head.error))
         first = True
         for op in reversed(self.network.operations[: index + 1]):
-            if op.kind == "relu":
+            if op.kind in NON_AFFINE:
                 if op.name in head.pending and first:
                     first = False
                     A = self._begun(op, head, some)
@@ -175,7 +175,7 @@ class Descent:
                     A = block.over(head.pending[op.name])
                     self._merge(some, op.name, A if block.own else A.unsqueeze(0))
                     some.merged |= head.merged & {op.name}
-                self._through_relu(some, op)
+                self._through_lines(some, op)
             elif op.name in some.pending:
                 self._step(some, op)
         spread = self._spread(index, head, some)
@@ -212,6 +212,8 @@ class Descent:
         positive, negative = (some.block.over(part) for part in head.pending[op.name])
         lines = self.counts.through(op, op.name in head.merged)
         lower, upper = (self._here(some, op.name, t) for t in (lines.lower, lines.upper))
+        if op.kind == "max_pool2d":
+            return spread(op, (positive, negative), (lower, upper), some.windows)
         A = (positive * lower).addcmul_(negative, upper)
         return grown(A, op.shape, some.windows[op.name], some.windows[op.inputs[0]])
 
@@ -223,7 +225,7 @@ class Descent:
         return part[boxes] if isinstance(boxes, slice) else part.index_select(0, boxes)
 
     def _step(self, rows: _Rows, op: Operation) -> None:
-        """Rows over the result of an operation, not a ReLU, as rows over its inputs."""
+        """Rows over the result of an affine operation as rows over its inputs."""
         if (A := rows.linear.pop(op.name, None)) is not None:
             source = op.inputs[0]
             rows.linear[source] = _sum(rows.linear.get(source), self._pull(rows, op, A))
@@ -235,7 +237,7 @@ class Descent:
                     over = self._pull(rows, op, A)
                 self._arrive(rows, source, over, counted=source in self.counts.absorbed)
 
-    def _through_relu(self, rows: _Rows, op: Operation) -> None:
+    def _through_lines(self, rows: _Rows, op: Operation) -> None:
         A = rows.pending.pop(op.name, None)
         if A is None:
             return
@@ -248,8 +250,11 @@ class Descent:
         positive, negative = A.relu(), A.clamp(max=0)
         found = up @ positive.transpose(1, 2) + down @ negative.transpose(1, 2)
         rows.add(found[:, 0], found[:, 1] if self.rounding else None)
-        A = positive.mul_(lower).addcmul_(negative, upper)
-        A = grown(A, op.shape, rows.windows[op.name], rows.windows[op.inputs[0]])
+        if op.kind == "max_pool2d":
+            A = spread(op, (positive, negative), (lower, upper), rows.windows)
+        else:
+            A = positive.mul_(lower).addcmul_(negative, upper)
+            A = grown(A, op.shape, rows.windows[op.name], rows.windows[op.inputs[0]])
         self._arrive(rows, op.inputs[0], A, counted=True)
 
     def _arrive(self, rows: _Rows, name: str, A: Tensor, counted: bool = False) -> None:

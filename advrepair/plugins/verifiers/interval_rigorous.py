@@ -9,10 +9,11 @@ from attrs import frozen
 from torch import Tensor
 
 from advrepair.core.box import Box
-from advrepair.core.graph import INPUT, STEPS, Network, Operation
+from advrepair.core.graph import INPUT, NON_AFFINE, STEPS, Network, Operation
 from advrepair.core.rounding import UNIT64, Rounding, above, gamma
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.affine import fan_in, without_bias
+from advrepair.plugins.verifiers.interval_arithmetic import image
 
 Faces = tuple[Tensor, Tensor]
 
@@ -69,13 +70,16 @@ class _Enclosure:
     def through(self, op: Operation, inputs: list[Faces]) -> Faces:
         """Faces of what an operation gives, as deployed.
 
-        Sound: a ReLU is monotone and exact, and so is what only moves numbers. Anything else is
+        Sound: of functions that are not affine as :func:`image` says; what only moves numbers is
+        exact. Anything else is
         W x + b for x = c + s r, |s| <= 1, so W c + b -+ |W| r, with c and r that cover the faces.
         The deployed sum of k terms errs by ``rounding`` of T = |W| max|x| + |b|. Ours err by
         gamma(k + 2) of |W| |c| + |b| and of |W| r, both at most T, and the last three sums by
         units of 3 T: gamma(2 k + 20) of T is more.
         """
         step = STEPS[op.kind]
+        if op.kind in NON_AFFINE:
+            return image(op, *inputs[0], self.rounding)
         low, high = [list(faces) for faces in zip(*inputs, strict=True)]
         terms = fan_in(op, self.params)
         if not terms:

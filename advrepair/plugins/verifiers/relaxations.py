@@ -1,4 +1,4 @@
-"""How one ReLU is bounded by lines: what DeepPoly substitutes backwards."""
+"""How one ReLU is bounded by lines: what DeepPoly substitutes backwards; what lines are."""
 
 import torch
 from attrs import frozen
@@ -9,16 +9,21 @@ from advrepair.core.rounding import UNIT64
 SLOPES = ("area", "zero", "one", "same")
 STEPS_OF_SLOPE = 255
 # More than underflow loses; products with numbers as small as that are slow, so it is larger.
-_LOST = 2.0**-900
+LOST = 2.0**-900
 
 
 @frozen(eq=False)
 class Relaxation:
-    """``lower_slope * x <= relu(x) <= upper_slope * x + offset``, each [B,*shape]."""
+    """``lower_slope * x + lower_offset <= f(x) <= upper_slope * x + offset``, each [B,*shape].
+
+    lower_offset: None is 0. Of a max pool the slopes are [B,k,*shape], of the inputs of a window.
+    Rows may be multiplied with the slopes, which rounds: rigorous offsets cover that.
+    """
 
     lower_slope: Tensor
     upper_slope: Tensor
     offset: Tensor
+    lower_offset: Tensor | None = None
 
 
 def relu(lower: Tensor, upper: Tensor, slope: str | Tensor, rigorous: bool) -> Relaxation:
@@ -42,7 +47,7 @@ def relu(lower: Tensor, upper: Tensor, slope: str | Tensor, rigorous: bool) -> R
     if rigorous:
         # Through an active or a dead unit nothing is rounded: its slope is 1 or 0.
         reach = torch.maximum(-low, high) * (1 - torch.maximum(active, dead))
-        offset = offset + 8 * UNIT64 * reach + _LOST
+        offset = offset + 8 * UNIT64 * reach + LOST
     if isinstance(slope, Tensor):
         below = torch.where(active + dead > 0, active, slope)
     elif slope == "area":

@@ -110,7 +110,7 @@ class Forward(Propagation):
         total = own.index_add(0, found.owner, parts)
         return total.view(*total.shape[:2], *self.network.input_shape)
 
-    def _interval(self, name: str) -> tuple[Tensor, Tensor]:
+    def _interval(self, name: str, reader: Operation) -> tuple[Tensor, Tensor]:
         """Bounds of a value over the boxes, [B,*shape] each: the ends of its set."""
         shapes = {op.name: op.shape for op in self.network.operations}
         shape = shapes.get(name, self.network.input_shape)
@@ -125,7 +125,7 @@ class Forward(Propagation):
         less than is added to the error.
         """
         super()._relax(op)
-        lower, upper = self._interval(op.inputs[0])
+        lower, upper = self._interval(op.inputs[0], op)
         rigorous = self.rounding is not None
         lower, upper = lower.flatten(1), upper.flatten(1)
         before = self.sets[op.inputs[0]]

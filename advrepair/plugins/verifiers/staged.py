@@ -8,14 +8,14 @@ from attrs import define
 from torch import Tensor
 
 from advrepair.core.box import Box
-from advrepair.core.graph import INPUT, Network
+from advrepair.core.graph import INPUT, NON_AFFINE, Network
 from advrepair.core.interfaces import StagedBoundFn
 from advrepair.core.rounding import Rounding
 from advrepair.core.types import LinearBound
 from advrepair.plugins.verifiers.propagation import Propagation
 from advrepair.plugins.verifiers.relaxations import Relaxation
 
-_LINES = ("lower_slope", "upper_slope", "offset")
+_LINES = ("lower_slope", "upper_slope", "offset", "lower_offset")
 
 
 @define(eq=False)
@@ -31,14 +31,14 @@ class Staged(StagedBoundFn):
         return self._call(params, box).rows(C, d)
 
     def hidden(self, params: Mapping[str, Tensor], box: Box) -> Mapping[str, Tensor]:
-        """Lines around every ReLU; with rounding also the sizes and sums of every value."""
+        """Lines around every function; with rounding also the sizes and sums of every value."""
         call, last = self._call(params, box), self.network.operations[-1].name
         call.relax_all()
         found = {
-            f"{kind} {name}": getattr(lines, kind)
+            f"{kind} {name}": line
             for name, lines in call.relaxed.items()
             for kind in _LINES
-            if name != last
+            if name != last and (line := getattr(lines, kind)) is not None
         }
         for kind, known in (("sizes", call.sizes), ("sums", call.sums)):
             found |= {f"{kind} {n}": t for n, t in known.items() if n not in (INPUT, last)}
@@ -59,9 +59,10 @@ class Staged(StagedBoundFn):
         """
         call = self._call(params, box)
         for op in self.network.operations[:-1]:
-            if op.kind == "relu":
-                lines = (hidden[f"{kind} {op.name}"] for kind in _LINES)
-                call.relaxed[op.name] = Relaxation(*lines)
+            if op.kind in NON_AFFINE:
+                known = {kind: f"{kind} {op.name}" for kind in _LINES}
+                lines = {kind: hidden[key] for kind, key in known.items() if key in hidden}
+                call.relaxed[op.name] = Relaxation(**lines)
         if self.rounding:
             for op in self.network.operations[:-1]:
                 call.sizes[op.name] = hidden[f"sizes {op.name}"]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advrepair.core.graph import Operation, integers, size
+from advrepair.core.graph import Operation, PoolWindow, integers, size
 from advrepair.plugins.verifiers.affine import PULL, without_bias
 from advrepair.plugins.verifiers.windows import (
     Window,
@@ -23,6 +23,7 @@ from advrepair.plugins.verifiers.windows import (
 )
 
 Pull = Callable[[Tensor, Window, Window], Tensor]
+Pair = tuple[Tensor, Tensor]
 _WIDE = 192  # numbers of a line from which on the library's own convolution is faster
 
 
@@ -76,6 +77,28 @@ def _library(op: Operation, weight: Tensor, shape: Sequence[int]) -> Pull:
         return placed(found, over, inputs, want).flatten(1).view(*A.shape[:2], -1)
 
     return rows
+
+
+def spread(op: Operation, signed: Pair, lines: Pair, windows: Mapping[str, Window]) -> Tensor:
+    """Rows over a max pool as rows over its input, [B,M,n] each over a window of the value.
+
+    signed: positive and negative part of the rows, [M,n] where all boxes share them. lines:
+    slopes below and above, [B,k,n].
+    """
+    (positive, negative), have = signed, windows[op.name]
+    pool, channels = PoolWindow.of(op), op.shape[0]
+    (down, right), kernel = pool.stride, pool.kernel
+    lines_, columns = have[1] - have[0], have[3] - have[2]
+    tall, wide = (lines_ - 1) * down + kernel[0], (columns - 1) * right + kernel[1]
+    found = positive.new_zeros(len(lines[0]), positive.shape[-2], tall, wide, channels)
+    for at, (low, high) in enumerate(zip(*(each.split(1, 1) for each in lines), strict=True)):
+        i, j = divmod(at, kernel[1])
+        met = found[:, :, i : i + tall - kernel[0] + 1 : down, j : j + wide - kernel[1] + 1 : right]
+        part = (positive * low).addcmul_(negative, high)
+        met += part.unflatten(2, (lines_, columns, channels))
+    top, left = have[0] * down - pool.padding[0], have[2] * right - pool.padding[1]
+    over = (top, top + tall, left, left + wide)
+    return placed(found.flatten(3), over, channels, windows[op.inputs[0]]).flatten(2)
 
 
 def _reached(images: Tensor, top: int, left: int, channels: int) -> Window:

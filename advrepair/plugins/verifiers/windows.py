@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from advrepair.core.graph import Operation, integers, size
+from advrepair.core.graph import NON_AFFINE, Operation, PoolWindow, integers, size
 
 # Lines from the first to before the last, then columns: of an image; else all of it is one.
 Window = tuple[int, int, int, int]
-_LOCAL = frozenset({"conv2d", "scale", "add", "relu"})  # a window comes from a window
+# A window comes from a window.
+_LOCAL = frozenset({"conv2d", "scale", "add"}) | NON_AFFINE
 
 
 def flat(value: Tensor, shape: Sequence[int]) -> Tensor:
@@ -108,14 +109,20 @@ def _before(
     op: Operation, params: Mapping[str, Tensor], shape: Sequence[int], window: Window
 ) -> Window:
     """The window of an operation's input that one of its result depends on."""
-    if op.kind != "conv2d":
+    if op.kind == "conv2d":
+        dilation, kernel = integers(op, "dilation"), params[op.tensors["weight"]].shape[2:]
+        spans = [gap * (taps - 1) + 1 for gap, taps in zip(dilation, kernel, strict=True)]
+        strides, padding = integers(op, "stride"), integers(op, "padding")
+    elif op.kind == "max_pool2d":
+        pool = PoolWindow.of(op)
+        spans, strides, padding = [*pool.kernel], pool.stride, pool.padding
+    else:
         return window if op.kind in _LOCAL else whole(shape)
     ends: list[int] = []
     for axis in (0, 1):
         first, stop = window[2 * axis : 2 * axis + 2]
-        kernel, length = params[op.tensors["weight"]].shape[2 + axis], shape[1 + axis]
-        stride, before = integers(op, "stride")[axis], integers(op, "padding")[axis]
-        reach = integers(op, "dilation")[axis] * (kernel - 1) + 1
+        length, reach = shape[1 + axis], spans[axis]
+        stride, before = strides[axis], padding[axis]
         low = min(max(first * stride - before, 0), length - 1)
         ends += [low, max(low + 1, min((stop - 1) * stride - before + reach, length))]
     return ends[0], ends[1], ends[2], ends[3]
