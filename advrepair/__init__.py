@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Component,
         Executor,
         Indicator,
+        Method,
         Refiner,
         SmoothAllocator,
         StagedBoundFn,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from advrepair.core.pipeline import Repair
     from advrepair.core.properties import demands
     from advrepair.core.rounding import Rounding
+    from advrepair.core.tasks import Labelled, MethodResult, MethodStatus, Scope, Task
     from advrepair.core.types import (
         Assignment,
         Centres,
@@ -75,6 +77,7 @@ _HOMES = {
         "Component",
         "Executor",
         "Indicator",
+        "Method",
         "Refiner",
         "SmoothAllocator",
         "StagedBoundFn",
@@ -86,6 +89,7 @@ _HOMES = {
     "core.patching": ("RepairedNetwork",),
     "core.pipeline": ("Repair",),
     "core.rounding": ("Rounding",),
+    "core.tasks": ("Labelled", "MethodResult", "MethodStatus", "Scope", "Task"),
     "core.box": ("Box",),
     "core.branches": ("Branch", "BranchBound"),
     "core.types": (
@@ -114,7 +118,11 @@ __all__ = [
     "Component",
     "Executor",
     "Indicator",
+    "Labelled",
     "LinearBound",
+    "Method",
+    "MethodResult",
+    "MethodStatus",
     "Network",
     "Operation",
     "PluginError",
@@ -124,11 +132,13 @@ __all__ = [
     "Repair",
     "RepairedNetwork",
     "Rounding",
+    "Scope",
     "SmoothAllocator",
     "SoundnessError",
     "SplitPlan",
     "StagedBoundFn",
     "Status",
+    "Task",
     "UnsupportedNetworkError",
     "UsageError",
     "Verifier",

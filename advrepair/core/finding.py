@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from attrs import evolve
-from torch import Tensor
+from torch import Tensor, nn
 
 from advrepair.core.attacking import (
     Problem,
@@ -19,12 +19,12 @@ from advrepair.core.bounding import Bounder
 from advrepair.core.config import Configuration
 from advrepair.core.data import Dataset
 from advrepair.core.detecting import INPUTS
-from advrepair.core.errors import UsageError
+from advrepair.core.errors import UnsupportedNetworkError, UsageError
 from advrepair.core.evaluation import Around, inputs_around
 from advrepair.core.graph import Network, size
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.layout import Pieces
-from advrepair.core.patching import patch_template
+from advrepair.core.patching import RepairedNetwork, patch_template
 from advrepair.core.preserving import Decisions, sampled
 from advrepair.core.properties import refuse_contradictions
 from advrepair.core.rounding import Rounding
@@ -157,6 +157,20 @@ def make_bounder(network: Network, plan: Configuration) -> Bounder:
         int(plan.run.memory * 2**30),
         torch.device(plan.run.device),
     )
+
+
+def bounder_of(function: nn.Module, plan: Configuration) -> Bounder | None:
+    """Bounds of a network or a repaired one; None for another module, or a step not bounded."""
+    if isinstance(function, RepairedNetwork):
+        return evolve(make_bounder(function.base, plan), template=function.bank.template)
+    if not isinstance(function, Network):
+        return None
+    bounder = make_bounder(function, plan)
+    try:
+        plan.certifier.prepare(function, bounder.rounding)
+    except UnsupportedNetworkError:
+        return None
+    return bounder
 
 
 def rounding_of(network: Network, plan: Configuration) -> Rounding:

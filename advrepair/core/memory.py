@@ -6,6 +6,18 @@ import sys
 from pathlib import Path
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+# Of torch's allocator, of C++, and of Python where a thread gets no stack.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "start new thread")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused; torch says so in words, on the CPU without a class."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    if isinstance(error, OSError):
+        return "cannot allocate memory" in text
+    return any(words in text for words in _NO_MEMORY)
 
 
 def peak_memory() -> int | None:
