@@ -1,0 +1,10 @@
+"""Six other ways to repair a network, as methods of advrepair: written from the mathematics."""
+
+from advrepair import Component, hookimpl
+from advrepair_baselines.trades import Trades
+
+
+@hookimpl
+def advrepair_components() -> tuple[type[Component], ...]:
+    """The methods."""
+    return (Trades,)
