@@ -127,14 +127,15 @@ class Assessor:
             {name: threats for name, (_, threats) in found.items()},
             {name: self._insight(model) for name, model in repairs.items()},
             {name: self._sweep(model, name) for name, model in repairs.items()},
-            {name: self._classes(name) for name in self.subjects},
+            {name: self.classes(name) for name in self.subjects},
         )
 
     def measure(self, subject: str, oracle: bool) -> tuple[Shares, dict[str, Share]]:
         """Shares of one subject, and what each threat broke; of unseen inputs if there are any."""
-        shares = self._plain(subject)
+        shares = self.plain(subject)
         threats: dict[str, Share] = {}
-        shares["DSR"], _ = self._attacked(subject, "DSR", self._boxes())
+        boxes = self._boxes()
+        shares["DSR"], _ = self._attacked(subject, "DSR", boxes, self.known(subject)[: len(boxes)])
         if self.test is not None:
             asked = self._balls(self.settings.epsilon)
             shares["DGSR-query"], threats = self._attacked(subject, "DGSR-query", asked)
@@ -160,7 +161,7 @@ class Assessor:
         index = torch.arange(min(self.settings.limit, len(self._unseen)))
         return balls(self.base, self._unseen, index, epsilon, self.settings.clip)
 
-    def _plain(self, subject: str) -> Shares:
+    def plain(self, subject: str) -> Shares:
         """What takes no attack."""
         model, examples = self.subjects[subject], self.examples
         problem, (points, owner) = examples.problem, examples.unseen
@@ -190,12 +191,25 @@ class Assessor:
             "FDD": Share(len(test) - kept, len(test)),
         }
 
+    def known(self, subject: str) -> Tensor:
+        """Properties that an example breaks which is known already, bool [P]: no attack needed."""
+        model, problem = self.subjects[subject], self.examples.problem
+        broken = torch.zeros(len(problem.properties), dtype=torch.bool)
+        for x, owner in ((problem.x_adv, problem.owner), self.examples.unseen):
+            for part in torch.arange(len(x)).split(_AT_ONCE):
+                wrong = problem.properties[owner[part]].violated(_run(model, x[part]))
+                broken[owner[part][wrong]] = True
+        return broken
+
     def _attacked(
-        self, subject: str, metric: str, asked: PropertySet
+        self, subject: str, metric: str, asked: PropertySet, known: Tensor | None = None
     ) -> tuple[Share, dict[str, Share]]:
-        """Share of properties that no threat breaks; share that each of them breaks."""
+        """Share of properties that no threat breaks; share that each of them breaks.
+
+        known: bool [P], broken in any case.
+        """
         model = self.subjects[subject]
-        whole = torch.ones(len(asked), dtype=torch.bool)
+        whole = torch.ones(len(asked), dtype=torch.bool) if known is None else ~known
         broken = {}
         for threat in THREATS if isinstance(model, RepairedNetwork) else ("direct",):
 
@@ -296,7 +310,8 @@ class Assessor:
         properties = self.examples.problem.properties
         return insight(model, properties, test.images(index), test.labels[index], noise)
 
-    def _classes(self, subject: str) -> Tensor:
+    def classes(self, subject: str) -> Tensor:
+        """How often each class is predicted, and is right, on the test inputs: [2,K]."""
         model, outputs, test = self.subjects[subject], self.base.outputs, self._unseen
         parts = torch.arange(len(test)).split(_AT_ONCE)
         predicted = torch.cat([_classes(model, test.images(index)) for index in parts])

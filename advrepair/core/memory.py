@@ -39,6 +39,19 @@ def resident_memory() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak_of(process: int) -> int:
+    """Largest resident memory of another process so far, in bytes; 0 where unknown.
+
+    As the system counts it for the program that runs now: what ``getrusage`` says begins with
+    the memory of whoever started it.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
+
+
 def available_memory() -> int | None:
     """Memory that this process could still take, in bytes; None where unknown.
 

@@ -76,12 +76,16 @@ class Bench:
         Whatever the method does is a result, but for SoundnessError: a broken method stops
         nothing else.
         """
+        result, seconds = self.repair(method)
+        return Attempt(result, seconds, self.proved(result.model))
+
+    def repair(self, method: Method) -> tuple[MethodResult, float]:
+        """The first half of :meth:`attempt`: the result, and the seconds it took."""
         begin = time.perf_counter()
         task = self.task(begin + self.limits.seconds)
         result = self._tried(method, task)
         seconds = time.perf_counter() - begin
-        result = _judged(result, task)
-        return Attempt(result, seconds, self.proved(result.model))
+        return _judged(result, task), seconds
 
     def task(self, deadline: float = float("inf")) -> Task:
         """The problem as methods get it."""

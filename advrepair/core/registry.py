@@ -50,6 +50,7 @@ RESERVED = (
     "training",
     "certification",
     "evaluation",
+    "comparison",
     "run",
     "verifier",
     "certifier",
