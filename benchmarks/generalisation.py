@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from advrepair.core.attacking import balls, generator, perturb
 from advrepair.core.bounding import Bounder
 from advrepair.core.config import parse_setting, resolve
-from advrepair.core.data import load_data
+from advrepair.core.data import Data, load_data
 from advrepair.core.evaluation import accuracy
 from advrepair.core.finding import find_problem, make_bounder
 from advrepair.core.graph import Network
@@ -73,23 +73,40 @@ class Straight(nn.Module):
         return trusted(self.base(x), self.trust) + self.density.weight * known
 
 
-def repaired_with(network: str, data: Path, settings: list[str], epsilon: float) -> Repair:
-    """A repair of 50 balls with the kernel as allocator."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is repaired, and what the allocator remembers."""
+    parser.add_argument("--network", default="fnn_small")
+    parser.add_argument("--points", type=int, default=1000)
+    parser.add_argument("--copies", type=int, default=1)
+    parser.add_argument("--drawdown", type=float, default=0.0)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--epsilon", type=float, default=0.1, help="radius that the fit attacks at")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+
+
+def repair_of(given: argparse.Namespace) -> tuple[Repair, Data]:
+    """A repair of 50 balls with the kernel as allocator, and the images."""
+    names = ("points", "copies", "drawdown")
+    settings = [f"kernel.{name}={getattr(given, name)}" for name in names] + given.settings
     layers = [
         {
-            "problem": {"epsilon": epsilon, "count": 50, "data": "given"},
+            "problem": {"epsilon": given.epsilon, "count": 50, "data": "given"},
             "plan": {"allocator": "kernel"},
         }
     ]
     plan = resolve(Registry.load(), [*layers, *map(parse_setting, settings)])
-    base = load_network(data / "mnist" / "nets" / f"{network}.onnx")
-    images = load_data(
-        data / "mnist" / "mnist.npz", base.input_shape, base.dtype, (0.0, 1.0), base.outputs
-    )
-    work = Work()
+    data = Path(os.environ["ADVREPAIR_DATA"]) / "mnist"
+    base = load_network(data / "nets" / f"{given.network}.onnx")
+    images = load_data(data / "mnist.npz", base.input_shape, base.dtype, (0.0, 1.0), base.outputs)
+    work, begin = Work(), time.perf_counter()
     problem = find_problem(Inputs(base, images, None), plan, work, 50)
     found = repair(base, problem, plan, work, images.test, images.repair)
-    return found
+    # The same numbers, which attacks of thousands of steps need not convert at each of them.
+    fitted = found.network.centres.fitted
+    fitted["points"] = fitted["points"].float()
+    print(f"{given.network}: repaired and fitted in {time.perf_counter() - begin:.0f} s")
+    print(f"  {found.report['allocator']['fitted']}", flush=True)
+    return found, images
 
 
 def hits(model: nn.Module, asked: PropertySet, points: Tensor) -> Tensor:
@@ -149,27 +166,14 @@ def row(
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", default="fnn_small")
-    parser.add_argument("--points", type=int, default=1000)
-    parser.add_argument("--copies", type=int, default=1)
-    parser.add_argument("--drawdown", type=float, default=0.0)
-    parser.add_argument("--images", type=int, default=1000)
+    add_arguments(parser)
     parser.add_argument("--radii", default="0.05,0.1")
-    parser.add_argument("--epsilon", type=float, default=0.1, help="radius that the fit attacks at")
     parser.add_argument("--attacks", default="pgd,transfer,through,pgd-200x5,autoattack")
-    parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--unrepaired", action="store_true", help="attack N too")
     given = parser.parse_args()
-    data, names = Path(os.environ["ADVREPAIR_DATA"]), given.attacks.split(",")
-    settings = [f"kernel.{n}={getattr(given, n)}" for n in ("points", "copies", "drawdown")]
-    begin = time.perf_counter()
-    found = repaired_with(given.network, data, settings + given.settings, given.epsilon)
-    model, base = found.network, found.network.base
-    print(f"{given.network}: repaired and fitted in {time.perf_counter() - begin:.0f} s")
-    print(f"  {found.report['allocator']['fitted']}")
-    test = load_data(
-        data / "mnist" / "mnist.npz", base.input_shape, base.dtype, (0.0, 1.0), base.outputs
-    ).test
+    names = given.attacks.split(",")
+    found, data = repair_of(given)
+    model, base, test = found.network, found.network.base, data.test
     assert test is not None
     begin = time.perf_counter()
     ours = accuracy(model, test)

@@ -12,6 +12,8 @@ from advrepair.cli import main
 from advrepair.demo import IMAGES
 
 FIT = ["--set", "kernel.ramp=[]", "--set", "kernel.blur=0.0", "--set", "kernel.points=300"]
+# The demo network is right on all held-out inputs: a kernel that may lose none hardly counts.
+FIT += ["--set", "kernel.drawdown=0.02"]
 KERNEL = ["--count", "4", "--allocator", "kernel", *FIT, "--json"]
 
 

@@ -28,6 +28,11 @@ def trusted(logits: Tensor, trust: float) -> Tensor:
     return (logits.softmax(1) + trust).log()
 
 
+def ramped(x: Tensor, low: float, scale: float) -> Tensor:
+    """``(x - low) * scale`` between 0 and 1, flat: [N,S] of inputs [N,*S]."""
+    return ((x.flatten(1) - low) * scale).clamp(0, 1)
+
+
 @frozen(eq=False)
 class Density:
     """log sum over the points of a class of exp(-distance^2 / temperature), but for that of all.
@@ -56,7 +61,7 @@ class Density:
 
     def ramp(self, x: Tensor) -> Tensor:
         """Where inputs lie between the ends of the ramp: [N,S] in [0,1]; nondecreasing."""
-        return ((x.flatten(1) - self.low) * self.scale).clamp(0, 1)
+        return ramped(x, self.low, self.scale)
 
     def features(self, x: Tensor) -> Tensor:
         """phi of inputs [N,*S]: [N,D]."""

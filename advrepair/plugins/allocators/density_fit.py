@@ -7,6 +7,7 @@ largest that keeps the accuracy; of those pairs, the one that stands the most at
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,8 @@ from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from advrepair.core.errors import UsageError
-from advrepair.plugins.allocators.density import Density, feature_map, trusted
+from advrepair.plugins.allocators.density import Density, feature_map, ramped, trusted
+from advrepair.plugins.allocators.learned_map import Lesson, Ramp, learned_map
 from advrepair.plugins.allocators.moved_copies import moved_copies
 from advrepair.plugins.attacks.pgd import Pgd
 
@@ -62,7 +64,10 @@ def fitted(kernel: Kernel, network: Network, given: Points) -> dict[str, Tensor]
     attack, and how many there are.
     """
     low, scale = _ends(kernel, given)
-    density = _density(kernel, network, given.x, given.label, (low, scale), given.noise)
+    ramp = partial(ramped, low=low, scale=scale)
+    _every_class(given.label, network)
+    to_features = _map(kernel, network, given, ramp)
+    seen = _seen(kernel, to_features, given.x, given.label, ramp, given.noise)
     known, chosen = torch.zeros(4, dtype=torch.float64), None
     if kernel.fits:
         if not len(given.held):
@@ -71,24 +76,18 @@ def fitted(kernel: Kernel, network: Network, given: Points) -> dict[str, Tensor]
                 "data, or --set kernel.temperature and kernel.weight"
             )
         own = _accuracy(network, given)
+        numbers = torch.tensor([low, scale, 1.0, 1.0], dtype=torch.float64)
+        density = Density.of(seen | {"map": to_features, "numbers": numbers}, given.x.dtype)
         chosen = _choose(kernel, network, density, given)
         known = torch.tensor([own, chosen.accuracy, chosen.standing, len(given.held)])
     if given.keep and len(given.held):
-        x, label = (
-            torch.cat([given.x, given.held.center]),
-            torch.cat([given.label, given.held.label]),
-        )
-        density = _density(kernel, network, x, label, (low, scale), given.noise)
+        x = torch.cat([given.x, given.held.center])
+        label = torch.cat([given.label, given.held.label])
+        seen = _seen(kernel, to_features, x, label, ramp, given.noise)
     temperature = chosen.temperature if chosen else kernel.temperature
     weight = chosen.weight if chosen else kernel.weight
-    return {
-        "map": density.map,
-        "points": density.points,
-        "square": density.square,
-        "counts": torch.tensor(density.counts),
-        "numbers": torch.tensor([low, scale, temperature, weight], dtype=torch.float64),
-        "validation": known.double(),
-    }
+    numbers = torch.tensor([low, scale, temperature, weight], dtype=torch.float64)
+    return seen | {"map": to_features, "numbers": numbers, "validation": known.double()}
 
 
 def _ends(kernel: Kernel, given: Points) -> tuple[float, float]:
@@ -101,28 +100,38 @@ def _ends(kernel: Kernel, given: Points) -> tuple[float, float]:
     return least + first * (most - least), 1 / width
 
 
-def _density(
+def _every_class(label: Tensor, network: Network) -> None:
+    missing = (torch.bincount(label, minlength=network.outputs) == 0).nonzero()[:, 0]
+    if len(missing):
+        raise UsageError(
+            f"allocator 'kernel' has no point of class {int(missing[0])}: raise kernel.points, "
+            "or --count"
+        )
+
+
+def _map(kernel: Kernel, network: Network, given: Points, ramp: Ramp) -> Tensor:
+    """From ramps to features, [S,D]: leading directions, and what is learned from them on."""
+    start = feature_map(ramp(given.x), network.input_shape, kernel.blur, kernel.rank)
+    held = given.held
+    radius = float((held.box.upper - held.box.lower).max()) / 2 if len(held) else 0.0
+    lesson = Lesson(given.x, given.label, ramp, radius, given.clip, given.noise)
+    return learned_map(start, lesson, kernel.steps)
+
+
+def _seen(
     kernel: Kernel,
-    network: Network,
+    to_features: Tensor,
     x: Tensor,
     label: Tensor,
-    ends: tuple[float, float],
+    ramp: Ramp,
     noise: torch.Generator,
-) -> Density:
-    """The points and their copies, remembered; temperature and weight are 1."""
+) -> dict[str, Tensor]:
+    """Features of the points and of their copies, class after class; squares and counts."""
     many, labels = moved_copies(x, label, kernel.copies, noise)
-    counts = torch.bincount(labels, minlength=network.outputs)
-    if bool((counts == 0).any()):
-        missing = int((counts == 0).nonzero()[0])
-        raise UsageError(
-            f"allocator 'kernel' has no point of class {missing}: raise kernel.points, or --count"
-        )
-    blank = Density(x, x, x, tuple(counts.tolist()), *ends, 1.0, 1.0, x.dtype)
-    r = blank.ramp(many[labels.argsort(stable=True)])
-    to_features = feature_map(r, network.input_shape, kernel.blur, kernel.rank)
-    points = torch.cat([(part @ to_features).half() for part in r.split(_ROWS)])
+    order = labels.argsort(stable=True)
+    points = torch.cat([(ramp(many[part]) @ to_features).half() for part in order.split(_ROWS)])
     square = torch.cat([part.double().square().sum(1) for part in points.split(_ROWS)])
-    return evolve(blank, map=to_features, points=points, square=square.to(x.dtype))
+    return {"points": points, "square": square.to(x.dtype), "counts": torch.bincount(labels)}
 
 
 def _held(given: Points) -> Iterator[tuple[Tensor, Tensor]]:

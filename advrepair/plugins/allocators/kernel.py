@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Kernel(SmoothAllocator):
     """Constant patches of the classes, weighed by a Gaussian kernel over labelled inputs.
 
-    Outside every box, with phi(x) the leading directions of the blurred ramp of x,
+    Outside every box, with phi(x) some directions of the ramp of x,
     ``F_k = log(softmax(N)_k + trust) + weight (log sum over points j of class k of
     exp(-|phi(x) - phi_j|^2 / temperature) - the same over all points)``. So N counts as much as
     ever where the points do not tell, and by no more than log(1 + 1/trust) where they do.
@@ -36,12 +36,13 @@ class Kernel(SmoothAllocator):
     )
     temperature: float = option(0.0, "squared width of the kernel; 0: fitted", at_least=0)
     weight: float = option(0.0, "of the patches; 0: fitted", at_least=0)
-    trust: float = option(0.01, "probability of N that counts as none", above=0, at_most=1)
+    trust: float = option(0.5, "probability of N that counts as none", above=0, at_most=1)
     ramp: tuple[float, ...] = option(
         (0.2, 0.8), "shares of the input range that count as its ends; [] for none"
     )
     blur: float = option(1.0, "standard deviation in pixels, of images; 0: none", at_least=0)
     rank: int = option(64, "directions in which inputs are compared; 0: all", at_least=0)
+    steps: int = option(600, "by which the directions are learned; 0: the leading ones", at_least=0)
     validation: int = option(
         5000, "labelled inputs, others than the points, that both are fitted by", at_least=1
     )
