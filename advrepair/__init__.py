@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Verifier,
     )
     from advrepair.core.network import load_network
+    from advrepair.core.onnx_writer import write_network
     from advrepair.core.options import option
     from advrepair.core.patching import RepairedNetwork
     from advrepair.core.pipeline import Repair
@@ -85,6 +86,7 @@ _HOMES = {
     ),
     "core.network": ("load_network",),
     "core.properties": ("demands",),
+    "core.onnx_writer": ("write_network",),
     "core.options": ("option",),
     "core.patching": ("RepairedNetwork",),
     "core.pipeline": ("Repair",),
@@ -149,6 +151,7 @@ __all__ = [
     "load_network",
     "option",
     "repair",
+    "write_network",
 ]
 
 
