@@ -32,17 +32,20 @@ if TYPE_CHECKING:
         Component,
         Executor,
         Indicator,
+        Method,
         Refiner,
         SmoothAllocator,
         StagedBoundFn,
         Verifier,
     )
     from advrepair.core.network import load_network
+    from advrepair.core.onnx_writer import write_network
     from advrepair.core.options import option
     from advrepair.core.patching import RepairedNetwork
     from advrepair.core.pipeline import Repair
     from advrepair.core.properties import demands
     from advrepair.core.rounding import Rounding
+    from advrepair.core.tasks import Labelled, MethodResult, MethodStatus, Scope, Task
     from advrepair.core.types import (
         Assignment,
         Centres,
@@ -75,6 +78,7 @@ _HOMES = {
         "Component",
         "Executor",
         "Indicator",
+        "Method",
         "Refiner",
         "SmoothAllocator",
         "StagedBoundFn",
@@ -82,10 +86,12 @@ _HOMES = {
     ),
     "core.network": ("load_network",),
     "core.properties": ("demands",),
+    "core.onnx_writer": ("write_network",),
     "core.options": ("option",),
     "core.patching": ("RepairedNetwork",),
     "core.pipeline": ("Repair",),
     "core.rounding": ("Rounding",),
+    "core.tasks": ("Labelled", "MethodResult", "MethodStatus", "Scope", "Task"),
     "core.box": ("Box",),
     "core.branches": ("Branch", "BranchBound"),
     "core.types": (
@@ -114,7 +120,11 @@ __all__ = [
     "Component",
     "Executor",
     "Indicator",
+    "Labelled",
     "LinearBound",
+    "Method",
+    "MethodResult",
+    "MethodStatus",
     "Network",
     "Operation",
     "PluginError",
@@ -124,11 +134,13 @@ __all__ = [
     "Repair",
     "RepairedNetwork",
     "Rounding",
+    "Scope",
     "SmoothAllocator",
     "SoundnessError",
     "SplitPlan",
     "StagedBoundFn",
     "Status",
+    "Task",
     "UnsupportedNetworkError",
     "UsageError",
     "Verifier",
@@ -139,6 +151,7 @@ __all__ = [
     "load_network",
     "option",
     "repair",
+    "write_network",
 ]
 
 

@@ -164,6 +164,23 @@ def test_its_executors_repair_the_demo(usable: Installed, tmp_path: Path) -> Non
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "here" / file).read_bytes()
 
 
+def test_its_methods_are_compared_on_the_demo(usable: Installed, tmp_path: Path) -> None:
+    names = [entry["name"] for entry in entries(usable) if entry["kind"] == "method"]
+    if not names:
+        return
+    out, asked = tmp_path / "cmp", ["--count", "3", "--epsilon", "0.05", "--limit", "5"]
+    compare = ("-m", "advrepair", "compare", "--methods", ",".join(names), *asked, "--out", out)
+    usable.python(*compare)
+    whole = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    ends = {row["method"]: (row["status"], row["reason"]) for row in whole["rows"]}
+    assert list(ends) == names
+    broken = {name: end for name, end in ends.items() if end[0] in ("failed", "refused")}
+    assert not broken
+    assert {row["distribution"] for row in whole["rows"]} == {
+        f"{usable.project['name']} {usable.project['version']}"
+    }
+
+
 def test_its_own_tests_pass(usable: Installed) -> None:
     pytest_alone = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
     shown = usable.python(*pytest_alone, usable.tests)

@@ -25,6 +25,7 @@ ORDER = [
     "layout",
     "options",
     "graph",
+    "tasks",
     "operators",
     "onnx_writer",
     "row_wise",
@@ -93,6 +94,7 @@ ORDER = [
     "locking",
     "run_folder",
     "results",
+    "flat",
     "work",
     "inputs",
     "memory",
@@ -110,6 +112,12 @@ ORDER = [
     "evaluating",
     "reporting",
     "pipeline",
+    "methods",
+    "measuring",
+    "isolation",
+    "comparison_rows",
+    "comparison_table",
+    "comparing",
     "evaluating_again",
     "guarantees",
     "verifying_files",
@@ -119,6 +127,7 @@ FOR_PLUGINS = {
     "box",
     "branches",
     "types",
+    "tasks",
     "options",
     "hookspecs",
     "errors",
@@ -184,7 +193,8 @@ def test_the_version_is_that_of_the_distribution():
 def test_importing_it_does_not_wait_for_torch():
     code = (
         "import sys, advrepair; advrepair.UsageError;"
-        "from advrepair import Allocator, Attack, CompleteVerifier, Indicator, Refiner;"
+        "from advrepair import Allocator, Attack, CompleteVerifier, Indicator, Method, Refiner;"
+        "from advrepair import MethodResult, MethodStatus, Scope, Task;"
         "from advrepair import hookimpl, option;"
         "heavy = {'torch', 'numpy', 'onnx'} & set(sys.modules); assert not heavy, heavy"
     )

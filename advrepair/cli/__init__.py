@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from advrepair.cli import certify, check, evaluate, export, plugins, report, run, verify
+from advrepair.cli import certify, check, compare, evaluate, export, plugins, report, run, verify
 from advrepair.cli.stopping import INTERRUPTED, Stopped, leave
 from advrepair.core.errors import AdvrepairError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("certify")(certify.certify)
 app.command("verify")(verify.verify)

@@ -17,7 +17,7 @@ def plugins(
         str | None,
         typer.Argument(
             help="A component, to see its options; or a section of the configuration: "
-            "problem, plan, patch, training, certification, evaluation, run."
+            "problem, plan, patch, screening, training, certification, evaluation, comparison, run."
         ),
     ] = None,
     as_json: Annotated[

@@ -5,6 +5,7 @@ Nothing here is wider than :data:`WIDTH`, in a terminal or a pipe.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -184,6 +185,25 @@ def print_report(report: Mapping[str, Any], screen: Console) -> None:
         _say(screen, ATTACKED_LEGEND)
     for line in _facts(report):
         _say(screen, line)
+
+
+def print_comparison(whole: Mapping[str, Any], folder: Path, screen: Console) -> None:
+    """The table of a comparison, why some cells are empty, and where it all lies."""
+    from advrepair.core import comparison_table as table
+
+    _say(screen, f"{table.headline(whole)}. {table.protocol(whole)}")
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, title in enumerate(table.head(whole)):
+        right, two_lines = index > 2, title.replace("-", "\n", 1).replace("certified", "cert.")
+        shown.add_column(two_lines, justify="right" if right else "left", no_wrap=not right)
+    for cells in table.lines(whole):
+        shown.add_row(*(Text("100" if cell == "100.0" else cell) for cell in cells))
+    screen.print(shown, width=min(screen.width, WIDTH))
+    said = "; ".join(f"{column.title}: {column.definition}" for column in table.columns(whole))
+    _say(screen, f"Per cent. {said}. More: docs/compare.md.")
+    for note in table.notes(whole):
+        _say(screen, f"note: {note}")
+    _say(screen, f"files: {folder}")
 
 
 def print_estimate(

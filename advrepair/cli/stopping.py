@@ -14,11 +14,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from advrepair.core.errors import UsageError
+from advrepair.core.memory import out_of_memory
 
 INTERRUPTED, TERMINATED = 130, 143
-
-# Of torch's allocator, of C++, and of Python where a thread gets no stack.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "start new thread")
 
 
 class Stopped(Exception):
@@ -58,16 +56,6 @@ def at_work(folder: Path, again: str) -> Iterator[None]:
         if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL):
             raise UsageError(cannot_write(error, again)) from None
         raise
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory was refused; torch says so in words, on the CPU without a class."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    if isinstance(error, OSError):
-        return "cannot allocate memory" in text
-    return any(words in text for words in _NO_MEMORY)
 
 
 @contextmanager

@@ -125,6 +125,15 @@ def check_relu(
     return Agreement(len(y), found.deviation, found.tolerance, int((~plain).sum()))
 
 
+def check_model(file: bytes, model: nn.Module, x: Tensor) -> Agreement:
+    """Compare an ONNX file, run by onnxruntime, with any model. Raises AdvrepairError as above."""
+    run = _session(file, [OUTPUT])
+    y = torch.cat([run(part)[0] for part in x.split(_AT_ONCE)])
+    with torch.no_grad():
+        ours = torch.cat([model(part) for part in x.split(_AT_ONCE)])
+    return _compare("ONNX", y, ours, ours)
+
+
 def check_module(kind: str, module: nn.Module, repaired: RepairedNetwork, x: Tensor) -> Agreement:
     """Compare a torch module. Raises AdvrepairError as above."""
     with torch.no_grad():

@@ -1,18 +1,19 @@
 """The full evaluation: the deployed function under an attacker who knows it.
 
-Three subjects are measured alike: the repair, the constant-bias repair, and the unrepaired
-network. The paper's protocol, which tells the network the clean image, is measured under the
-name ``DGSR-oracle``, and never alone. Definitions: ``docs/metrics.md``.
+Subjects are measured alike: of a run the repair, the constant-bias repair, and the unrepaired
+network; of a comparison whatever a method made. The paper's protocol, which tells the network the
+clean image, is measured under the name ``DGSR-oracle``, and never alone. Definitions:
+``docs/metrics.md``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, frozen
 from torch import Tensor, nn
 
 from advrepair.core.attacking import Problem, balls, generator, perturb
@@ -79,99 +80,136 @@ class Assessment:
     classes: dict[str, Tensor]
 
 
+def _no_bounder(model: nn.Module) -> Bounder | None:
+    """Nothing is proved of unseen inputs."""
+    return None
+
+
 @define(eq=False)
 class Assessor:
     """One evaluation; every finished part is kept in the checkpoint.
 
-    bounder: of N and the patches; without it nothing is proved of unseen inputs.
+    base: the unrepaired network. subjects: what is measured, by name. proved: bool [P] of each,
+    missing where nothing is known. test: None if there are no unseen inputs. bounder: of a subject;
+    None for one that nothing is proved of.
     """
 
-    repaired: RepairedNetwork
+    base: Network
+    subjects: Mapping[str, nn.Module]
+    proved: Mapping[str, Tensor]
     examples: Examples
-    test: Dataset
+    test: Dataset | None
     settings: Settings
     stage: Stage
     checkpoint: Checkpoint | None = None
-    bounder: Bounder | None = None
-    _subjects: dict[str, RepairedNetwork] = field(factory=dict)
+    bounder: Callable[[nn.Module], Bounder | None] = _no_bounder
 
     def __attrs_post_init__(self) -> None:
-        refuse_repaired_inputs(self.examples.problem.properties.center, self.test)
-        self._subjects = {
-            "repair": self.repaired,
-            "constant-bias": self._with(constant_stack(self._template, self.examples.constant)),
-        }
+        if self.test is not None:
+            refuse_repaired_inputs(self.examples.problem.properties.center, self.test)
 
-    @property
-    def _template(self) -> Network:
-        return self.repaired.bank.template
-
-    def _with(self, stack: Mapping[str, Tensor]) -> RepairedNetwork:
-        return self.repaired.with_patches(PatchBank(self._template, stack))
+    @classmethod
+    def of_run(cls, repaired: RepairedNetwork, examples: Examples, *rest: Any) -> Assessor:
+        """Of a repair, with those beside it that cost nothing. rest: as the other fields."""
+        template = repaired.bank.template
+        bank = PatchBank(template, constant_stack(template, examples.constant))
+        models = (repaired, repaired.with_patches(bank), repaired.base)
+        subjects = dict(zip(SUBJECTS, models, strict=True))
+        proved = {"repair": examples.certified, "constant-bias": examples.held}
+        return cls(repaired.base, subjects, proved, examples, *rest)
 
     def run(self) -> Assessment:
         """Measure everything."""
-        shares = {name: self._plain(name) for name in SUBJECTS}
-        threats: dict[str, dict[str, Share]] = {}
-        for name in SUBJECTS:
-            boxes, _ = self._attacked(name, "DSR", self._boxes())
-            shares[name]["DSR"] = boxes
-            asked = self._balls(self.settings.epsilon)
-            shares[name]["DGSR-query"], threats[name] = self._attacked(name, "DGSR-query", asked)
-            shares[name]["DGSR-oracle"] = self._oracle(name, self.settings.epsilon)
-            if self.bounder is not None:
-                shares[name]["DGSR-certified"] = self._certified(name, self.bounder, asked)
+        found = {name: self.measure(name, oracle=True) for name in self.subjects}
+        repairs = {n: m for n, m in self.subjects.items() if isinstance(m, RepairedNetwork)}
         return Assessment(
-            shares,
-            threats,
-            {name: self._insight(model) for name, model in self._subjects.items()},
-            {name: self._sweep(model, name) for name, model in self._subjects.items()},
-            {name: self._classes(name) for name in SUBJECTS},
+            {name: shares for name, (shares, _) in found.items()},
+            {name: threats for name, (_, threats) in found.items()},
+            {name: self._insight(model) for name, model in repairs.items()},
+            {name: self._sweep(model, name) for name, model in repairs.items()},
+            {name: self.classes(name) for name in self.subjects},
         )
 
-    def _model(self, subject: str) -> nn.Module:
-        return self._subjects.get(subject, self.repaired.base)
+    def measure(self, subject: str, oracle: bool) -> tuple[Shares, dict[str, Share]]:
+        """Shares of one subject, and what each threat broke; of unseen inputs if there are any."""
+        shares = self.plain(subject)
+        threats: dict[str, Share] = {}
+        boxes = self._boxes()
+        shares["DSR"], _ = self._attacked(subject, "DSR", boxes, self.known(subject)[: len(boxes)])
+        if self.test is not None:
+            asked = self._balls(self.settings.epsilon)
+            shares["DGSR-query"], threats = self._attacked(subject, "DGSR-query", asked)
+            if oracle:
+                shares["DGSR-oracle"] = self._oracle(subject, self.settings.epsilon)
+            bounder = self.bounder(self.subjects[subject])
+            if bounder is not None:
+                shares["DGSR-certified"] = self._certified(subject, bounder, asked)
+        return shares, threats
 
     def _boxes(self) -> PropertySet:
         every = self.examples.problem.properties
         return every[torch.arange(min(self.settings.limit, len(every)))]
 
-    def _balls(self, epsilon: float) -> PropertySet:
-        index = torch.arange(min(self.settings.limit, len(self.test)))
-        return balls(self.repaired.base, self.test, index, epsilon, self.settings.clip)
+    @property
+    def _unseen(self) -> Dataset:
+        """The test data; only asked for where there are some."""
+        if self.test is None:
+            raise UsageError("there are no unseen inputs to measure on: give x_test and y_test")
+        return self.test
 
-    def _plain(self, subject: str) -> Shares:
+    def _balls(self, epsilon: float) -> PropertySet:
+        index = torch.arange(min(self.settings.limit, len(self._unseen)))
+        return balls(self.base, self._unseen, index, epsilon, self.settings.clip)
+
+    def plain(self, subject: str) -> Shares:
         """What takes no attack."""
-        model, examples = self._model(subject), self.examples
-        points, owner = examples.unseen
-        properties = examples.problem.properties
-        base, right, kept = self.repaired.base, 0, 0
-        with self.stage(f"{subject}: accuracy", len(self.test)) as advance:
-            reference = 0
-            for index in torch.arange(len(self.test)).split(_AT_ONCE):
-                x, y = self.test.images(index), self.test.labels[index]
-                ours, theirs = _classes(model, x), _classes(base, x)
+        model, examples = self.subjects[subject], self.examples
+        problem, (points, owner) = examples.problem, examples.unseen
+        found = {
+            "RSR": _holding(model, problem.properties[problem.owner], problem.x_adv),
+            "RGR": _holding(model, problem.properties[owner], points),
+        }
+        if self.test is not None:
+            found |= self._accuracy(subject, self.test)
+        proved = self.proved.get(subject)
+        certified = 0 if proved is None else int(proved.sum())
+        return found | {"certified": Share(certified, len(problem.properties))}
+
+    def _accuracy(self, subject: str, test: Dataset) -> Shares:
+        model, reference, right, kept = self.subjects[subject], 0, 0, 0
+        with self.stage(f"{subject}: accuracy", len(test)) as advance:
+            for index in torch.arange(len(test)).split(_AT_ONCE):
+                x, y = test.images(index), test.labels[index]
+                ours, theirs = _classes(model, x), _classes(self.base, x)
                 right += int((ours == y).sum())
                 reference += int((theirs == y).sum())
                 kept += int((ours == theirs).sum())
                 advance(len(index))
-        proved = {"repair": examples.certified, "constant-bias": examples.held}.get(subject)
-        count = len(properties)
         return {
-            "RSR": _holding(model, properties, examples.problem.x_adv),
-            "RGR": _holding(model, properties[owner], points),
-            "accuracy": Share(right, len(self.test)),
-            "unrepaired accuracy": Share(reference, len(self.test)),
-            "FDD": Share(len(self.test) - kept, len(self.test)),
-            "certified": Share(0 if proved is None else int(proved.sum()), count),
+            "accuracy": Share(right, len(test)),
+            "unrepaired accuracy": Share(reference, len(test)),
+            "FDD": Share(len(test) - kept, len(test)),
         }
 
+    def known(self, subject: str) -> Tensor:
+        """Properties that an example breaks which is known already, bool [P]: no attack needed."""
+        model, problem = self.subjects[subject], self.examples.problem
+        broken = torch.zeros(len(problem.properties), dtype=torch.bool)
+        for x, owner in ((problem.x_adv, problem.owner), self.examples.unseen):
+            for part in torch.arange(len(x)).split(_AT_ONCE):
+                wrong = problem.properties[owner[part]].violated(_run(model, x[part]))
+                broken[owner[part][wrong]] = True
+        return broken
+
     def _attacked(
-        self, subject: str, metric: str, asked: PropertySet
+        self, subject: str, metric: str, asked: PropertySet, known: Tensor | None = None
     ) -> tuple[Share, dict[str, Share]]:
-        """Share of properties that no threat breaks; share that each of them breaks."""
-        model = self._model(subject)
-        whole = torch.ones(len(asked), dtype=torch.bool)
+        """Share of properties that no threat breaks; share that each of them breaks.
+
+        known: bool [P], broken in any case.
+        """
+        model = self.subjects[subject]
+        whole = torch.ones(len(asked), dtype=torch.bool) if known is None else ~known
         broken = {}
         for threat in THREATS if isinstance(model, RepairedNetwork) else ("direct",):
 
@@ -185,7 +223,7 @@ class Assessor:
 
     def _certified(self, subject: str, bounder: Bounder, asked: PropertySet) -> Share:
         """Unseen inputs whose whole ball is proved to keep their label."""
-        function = self._subjects.get(subject) or self.repaired.base
+        function = cast(Network | RepairedNetwork, self.subjects[subject])
 
         def unproved(part: PropertySet, noise: torch.Generator) -> Tensor:
             return ~(least_margins(function, bounder, part) > 0)
@@ -209,7 +247,7 @@ class Assessor:
 
     def _oracle(self, subject: str, epsilon: float) -> Share:
         """The paper's protocol: the clean input, of which F knows nothing, fixes the route."""
-        model = self._model(subject)
+        model = self.subjects[subject]
 
         def told(part: PropertySet, noise: torch.Generator) -> Tensor:
             x, fixed = part.center, model
@@ -267,20 +305,17 @@ class Assessor:
         return torch.cat(parts)
 
     def _insight(self, model: RepairedNetwork) -> Insight:
-        index = torch.arange(min(_IMAGES, len(self.test)))
-        noise = generator(self.settings.seed, 7)
+        test, noise = self._unseen, generator(self.settings.seed, 7)
+        index = torch.arange(min(_IMAGES, len(test)))
         properties = self.examples.problem.properties
-        return insight(model, properties, self.test.images(index), self.test.labels[index], noise)
+        return insight(model, properties, test.images(index), test.labels[index], noise)
 
-    def _classes(self, subject: str) -> Tensor:
-        model, outputs = self._model(subject), self.repaired.base.outputs
-        predicted = torch.cat(
-            [
-                _classes(model, self.test.images(index))
-                for index in torch.arange(len(self.test)).split(_AT_ONCE)
-            ]
-        )
-        pair = (predicted, self.test.labels)
+    def classes(self, subject: str) -> Tensor:
+        """How often each class is predicted, and is right, on the test inputs: [2,K]."""
+        model, outputs, test = self.subjects[subject], self.base.outputs, self._unseen
+        parts = torch.arange(len(test)).split(_AT_ONCE)
+        predicted = torch.cat([_classes(model, test.images(index)) for index in parts])
+        pair = (predicted, test.labels)
         return torch.stack([torch.bincount(each, minlength=outputs)[:outputs] for each in pair])
 
 

@@ -32,6 +32,7 @@ from advrepair.core.sections import (
     ROLES,
     SECTIONS,
     Certification,
+    Comparison,
     Evaluation,
     Layer,
     Patch,
@@ -56,6 +57,7 @@ class Configuration:
     training: Training
     certification: Certification
     evaluation: Evaluation
+    comparison: Comparison
     run: Run
     components: dict[str, Component]
 
@@ -142,6 +144,15 @@ def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
         for role, cls in chosen.items()
     }
     return Configuration(**sections, components=components)
+
+
+def component(registry: Registry, kind: str, name: str, layers: Sequence[Layer]) -> Component:
+    """A component that plays no role, with the options that the layers give it.
+
+    Raises UsageError for an unknown name or a bad value, PluginError for one quarantined.
+    """
+    cls = registry.find(kind, name)
+    return build(cls, _own(cls, _merge(layers).get(name, {})), name)
 
 
 def _with_presets(layers: Sequence[Layer]) -> list[Layer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,23 +14,16 @@ from advrepair.core.attacking import Problem, generalisation_set, generator
 from advrepair.core.box import Box
 from advrepair.core.certification import Certificate
 from advrepair.core.config import Configuration
-from advrepair.core.covering import own_margin
 from advrepair.core.data import Dataset
 from advrepair.core.errors import UsageError
 from advrepair.core.evaluation import Rates, inputs_around, rates, routing
 from advrepair.core.files import read_json, read_tensors
-from advrepair.core.finding import make_bounder
+from advrepair.core.finding import bounder_of
+from advrepair.core.flat import Trivial, flattened
 from advrepair.core.inputs import clip_of
 from advrepair.core.interfaces import Attack
-from advrepair.core.layout import routed
 from advrepair.core.options import build, values
-from advrepair.core.patching import (
-    PatchBank,
-    RepairedNetwork,
-    constant_stack,
-    patch_template,
-)
-from advrepair.core.results import Results
+from advrepair.core.patching import RepairedNetwork
 from advrepair.core.run_folder import Checkpoint
 from advrepair.core.types import PropertySet, Status
 
@@ -48,24 +42,6 @@ class Measured:
     routing: Rates
     examples: Examples
     arrays: dict[str, Tensor]
-
-
-@frozen(eq=False)
-class Trivial:
-    """What costs nothing: N alone, and the constant-bias repair.
-
-    own: [P], N's margins. constant: [Q,K], added by each patch. held: bool [Q], proved.
-    """
-
-    own: Tensor
-    constant: Tensor
-    held: Tensor
-
-    @classmethod
-    def joined(cls, results: Results) -> Trivial:
-        """Of all shards."""
-        own = own_margin(results.shards.cover, results.shards, results.ordered())
-        return cls(own, results.gathered("constant"), results.gathered("held"))
 
 
 def quick(
@@ -97,19 +73,9 @@ def quick(
 
         metrics = measured(repaired, certified, test)
         advance(1)
-        sampled = plan.patch.boxes == "sampled"  # then nothing is proved of anybody
-        own = (trivial.own > 0) & (not sampled)  # N alone
-        baseline = {"none": measured(base, own, None)}
+        baseline = {"none": measured(base, trivial.own > 0, None)}
         baseline["none"]["DD"] = None if test is None else 0.0
-        template = patch_template(repaired.tail, ())
-        bank = PatchBank(template, constant_stack(template, trivial.constant))
-        flat = repaired.with_patches(bank)
-        served, held = repaired.centres.patch, own
-        if len(trivial.held):
-            held = torch.where(served >= 0, trivial.held[served], own)
-        ground = certificate.proof.cover
-        held = held & (not sampled)
-        held = routed(held, ground.layout, ground.properties, ground.tree)
+        flat, held = flattened(repaired, trivial, certificate.proof.cover)
         baseline["constant-bias"] = measured(flat, held, test)
         advance(1)
         routes = routing(repaired, problem)
@@ -135,8 +101,9 @@ def full(
     checkpoint: Checkpoint | None,
 ) -> Assessment:
     """The deployed function under an adaptive attacker; see :mod:`advrepair.core.assessment`."""
-    bounder = make_bounder(repaired.base, plan, repaired)
-    return Assessor(repaired, examples, test, settings(plan), stage, checkpoint, bounder).run()
+    bounder = partial(bounder_of, plan=plan)
+    rest = (test, settings(plan), stage, checkpoint, bounder)
+    return Assessor.of_run(repaired, examples, *rest).run()
 
 
 def settings(plan: Configuration) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from attrs import evolve
-from torch import Tensor
+from torch import Tensor, nn
 
 from advrepair.core.attacking import (
     Problem,
@@ -19,7 +19,7 @@ from advrepair.core.bounding import Bounder
 from advrepair.core.config import Configuration
 from advrepair.core.data import Dataset
 from advrepair.core.detecting import INPUTS
-from advrepair.core.errors import UsageError
+from advrepair.core.errors import UnsupportedNetworkError, UsageError
 from advrepair.core.evaluation import Around, inputs_around
 from advrepair.core.front import Front
 from advrepair.core.graph import Network, size
@@ -179,6 +179,29 @@ def make_bounder(
         torch.device(plan.run.device),
         _front(parts, plan, rounding, repaired is None) if parts else None,
     )
+
+
+def _proving(network: Network, plan: Configuration) -> Configuration:
+    """The plan to prove something of another network: by its features, if it has that layer."""
+    try:
+        at = parted(network, plan.patch.at).at if plan.patch.at else ""
+    except UsageError:
+        at = ""
+    return evolve(plan, patch=evolve(plan.patch, at=at, boxes="proved"))
+
+
+def bounder_of(function: nn.Module, plan: Configuration) -> Bounder | None:
+    """Bounds of a network or a repaired one; None for another module, or a step not bounded."""
+    if isinstance(function, RepairedNetwork):
+        return make_bounder(function.base, plan, function)
+    if not isinstance(function, Network):
+        return None
+    bounder = make_bounder(function, _proving(function, plan))
+    try:
+        plan.certifier.prepare(bounder.network, bounder.rounding)
+    except UnsupportedNetworkError:
+        return None
+    return bounder
 
 
 def rounding_of(network: Network, plan: Configuration) -> Rounding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 
-from advrepair.core.assessment import SUBJECTS, Assessment
+from advrepair.core.assessment import Assessment
 
 _NOTICEABLE = 0.02  # a difference that is more than a few inputs
 _FORCED = 0.99
@@ -67,8 +67,8 @@ def _masked(found: Assessment) -> Found:
 
 
 def _constant_predictor(found: Assessment) -> Found:
-    for subject in SUBJECTS:
-        predicted, real = found.classes[subject].double()
+    for subject, classes in found.classes.items():
+        predicted, real = classes.double()
         share, usual = predicted / predicted.sum(), real / real.sum()
         most = int(share.argmax())
         if share[most] > 0.5 and share[most] > 2 * usual[most]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from advrepair.core.rounding import Rounding
     from advrepair.core.row_wise import RowWise as RowWise
     from advrepair.core.row_wise import of_rows as of_rows
+    from advrepair.core.tasks import MethodResult, Task
     from advrepair.core.types import (
         Assignment,
         Centres,
@@ -324,4 +325,22 @@ class Attack(Component):
 
         model: [N,*S] to [N,K], differentiable; an attack that runs it on some of the
         properties only takes :func:`of_rows` of it. start: [P,*S], where to begin.
+        """
+
+
+class Method(Component):
+    """A whole repair method: what is to run in the network's place, or why there is nothing."""
+
+    def require(self) -> None:
+        """Raises UsageError if what it needs is not installed; called before any long work."""
+
+    @abstractmethod
+    def repair(self, task: Task) -> MethodResult:
+        """Make of a task what the method makes of it; the network stays as it is.
+
+        The same task gives the same result. Tell ``task.tell`` how far it is, and do not go on
+        when that raises. What a solver gives is checked before it is applied. Whether the
+        counterexamples are right is seen by running the model, whatever the result says.
+
+        Raises UsageError for a task that the method does not take.
         """

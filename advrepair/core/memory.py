@@ -6,6 +6,18 @@ import sys
 from pathlib import Path
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+# Of torch's allocator, of C++, and of Python where a thread gets no stack.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "start new thread")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused; torch says so in words, on the CPU without a class."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    if isinstance(error, OSError):
+        return "cannot allocate memory" in text
+    return any(words in text for words in _NO_MEMORY)
 
 
 def peak_memory() -> int | None:
@@ -25,6 +37,19 @@ def resident_memory() -> int:
     except (OSError, ValueError, IndexError):
         return peak_memory() or 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_of(process: int) -> int:
+    """Largest resident memory of another process so far, in bytes; 0 where unknown.
+
+    As the system counts it for the program that runs now: what ``getrusage`` says begins with
+    the memory of whoever started it.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 0
 
 
 def available_memory() -> int | None:

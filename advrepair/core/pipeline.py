@@ -21,9 +21,9 @@ from advrepair.core.data import Dataset
 from advrepair.core.devices import device_of
 from advrepair.core.errors import UsageError
 from advrepair.core.estimate import Estimate, estimate
-from advrepair.core.evaluating import Trivial
 from advrepair.core.files import FORMAT, read_json, settle, write_json, write_tensors
 from advrepair.core.finding import find_problem, make_bounder, rounding_of, samples_of
+from advrepair.core.flat import Trivial
 from advrepair.core.graph import Network
 from advrepair.core.inputs import anchored, in_plain_words, read_inputs
 from advrepair.core.interfaces import CompleteVerifier, SmoothAllocator
@@ -131,13 +131,51 @@ def repair(
     test: Dataset | None = None,
     labelled: Dataset | None = None,
 ) -> Repair:
-    """Repair the properties of a problem; the architecture in one function.
+    """Repair the properties of a problem, and measure what came of it.
 
     labelled: inputs that a smooth allocator may remember, those of the problem among them.
     Raises UsageError for demands that cannot hold together or a network that cannot be
     bounded, SoundnessError if an attack falsifies a proof.
     """
-    plan, properties = configuration, problem.properties
+    plan = configuration
+    made = mend(network, problem, plan, run, labelled)
+    repaired, certificate = made.network, made.certificate
+    found = evaluating.quick(repaired, made.trivial, problem, certificate, plan, run.stage, test)
+    report = reporting.report(repaired, problem, certificate, made.epochs, found, plan, run.seconds)
+    report["features"] = made.features
+    report["cpu"] = made.cpu
+    if plan.evaluation.scope == "full" and test is not None:
+        whole = evaluating.full(repaired, found.examples, test, plan, run.stage, run.checkpoint)
+        reporting.add_assessment(report, whole, plan)
+    report["seconds"]["total"] = time.perf_counter() - run.started
+    kept = found.arrays | {"epochs": made.epochs, "margin": made.trivial.own}
+    return Repair(repaired, problem, certificate, report, kept)
+
+
+@frozen(eq=False)
+class Mended:
+    """A repair that nobody has measured yet.
+
+    epochs: of each patch, [Q]. cpu: seconds. features: what patches see, if not the input.
+    """
+
+    network: RepairedNetwork
+    certificate: Certificate
+    trivial: Trivial
+    epochs: Tensor
+    cpu: dict[str, float]
+    features: dict[str, Any] | None = None
+
+
+def mend(
+    network: Network,
+    problem: Problem,
+    plan: Configuration,
+    run: Work,
+    labelled: Dataset | None = None,
+) -> Mended:
+    """The deployed function and what is proved of it. Arguments and errors as :func:`repair`."""
+    properties = problem.properties
     refuse_contradictions(properties)
     bounder = make_bounder(network, plan)
     fitted = remember(network, problem, plan, labelled, run)
@@ -155,19 +193,10 @@ def repair(
     attack = plan.attack if plan.certification.attack else None
     flat = results.gathered("flat")
     certificate = certify(repaired, proof, flat, bounder, problem, attack, plan.run.seed, run.stage)
-    trivial = Trivial.joined(results)
-    found = evaluating.quick(repaired, trivial, problem, certificate, plan, run.stage, test)
     epochs = results.gathered("epochs")
-    report = reporting.report(repaired, problem, certificate, epochs, found, plan, run.seconds)
-    report["features"] = _told(bounder, properties, plan, run)
-    report["cpu"] = results.cpu()
-    if plan.evaluation.scope == "full" and test is not None:
-        whole = evaluating.full(repaired, found.examples, test, plan, run.stage, run.checkpoint)
-        reporting.add_assessment(report, whole, plan)
-    report["seconds"]["total"] = time.perf_counter() - run.started
-    own = trivial.own if bounder.proved else torch.full_like(trivial.own, torch.nan)
-    kept = found.arrays | {"epochs": epochs, "margin": own}
-    return Repair(repaired, problem, certificate, report, kept)
+    trivial = Trivial.joined(results).under(bounder)
+    told = _told(bounder, properties, plan, run)
+    return Mended(repaired, certificate, trivial, epochs, results.cpu(), told)
 
 
 def _solved(

@@ -24,6 +24,7 @@ from advrepair.core.interfaces import (
     Component,
     Executor,
     Indicator,
+    Method,
     Refiner,
     Verifier,
 )
@@ -38,6 +39,7 @@ KINDS: dict[str, type[Component]] = {
     "refiner": Refiner,
     "attack": Attack,
     "executor": Executor,
+    "method": Method,
 }
 # Sections of the core's own, and of roles; a component of such a name could not be given options.
 RESERVED = (
@@ -48,6 +50,7 @@ RESERVED = (
     "training",
     "certification",
     "evaluation",
+    "comparison",
     "run",
     "verifier",
     "certifier",

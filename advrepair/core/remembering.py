@@ -73,11 +73,7 @@ def points_of(
     Raises UsageError if there are fewer inputs than points asked for.
     """
     repaired = problem.row[problem.row >= 0]
-    others = torch.ones(len(data), dtype=torch.bool)
-    others[repaired] = False
-    rest = others.nonzero()[:, 0]
-    drawn = torch.randperm(len(rest), generator=generator(plan.run.seed, 13))
-    rest = rest[drawn]
+    rest = not_repaired(repaired, len(data), plan.run.seed)
     more = max(0, allocator.points - len(repaired))
     if more > len(rest):
         raise _too_many(allocator, data)
@@ -96,6 +92,14 @@ def points_of(
         clip=clip,
         noise=generator(plan.run.seed, 12),
     )
+
+
+def not_repaired(repaired: Tensor, count: int, seed: int) -> Tensor:
+    """The rows of a data set of count inputs that are not repaired, in a random order: [n]."""
+    others = torch.ones(count, dtype=torch.bool)
+    others[repaired] = False
+    rest = others.nonzero()[:, 0]
+    return rest[torch.randperm(len(rest), generator=generator(seed, 13))]
 
 
 def _too_many(allocator: SmoothAllocator, data: Dataset) -> UsageError:

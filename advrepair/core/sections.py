@@ -183,6 +183,15 @@ class Evaluation:
 
 
 @attrs.frozen
+class Comparison:
+    """Which repair methods are compared, and what each may take."""
+
+    methods: tuple[str, ...] = option(("all",), "by name; all: every one that is installed")
+    seconds: float = option(600.0, "for one repair, at most; its evaluation comes after", above=0)
+    memory: float = option(4.0, "GiB for the process of one method, at most", above=0)
+
+
+@attrs.frozen
 class Run:
     """How the run is done."""
 
@@ -196,7 +205,18 @@ class Run:
 
 SECTIONS: dict[str, type] = {
     cls.__name__.lower(): cls
-    for cls in (Problem, Plan, Patch, Sampling, Screening, Training, Certification, Evaluation, Run)
+    for cls in (
+        Problem,
+        Plan,
+        Patch,
+        Sampling,
+        Screening,
+        Training,
+        Certification,
+        Evaluation,
+        Comparison,
+        Run,
+    )
 }
 # What a component is there for, and of which kind it must be.
 ROLES = {

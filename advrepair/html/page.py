@@ -17,6 +17,11 @@ ROWS = 1000  # of the table of properties
 
 def render(run: RunFolder) -> str:
     """The page as text; the same folder gives the same text."""
+    return filled("page.html", _context(run))
+
+
+def filled(template: str, context: Mapping[str, Any]) -> str:
+    """A template with its words; what is in them is text, never markup."""
     environment = Environment(
         loader=PackageLoader("advrepair.html", "templates"),
         autoescape=True,
@@ -24,7 +29,7 @@ def render(run: RunFolder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(_context(run))
+    return environment.get_template(template).render(context)
 
 
 def _context(run: RunFolder) -> dict[str, Any]:

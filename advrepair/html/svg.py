@@ -161,9 +161,11 @@ def _below(axis: Axis, bottom: float, unit: str, whole: bool = False) -> list[Ma
     return [*marks, _text((axis.start + axis.end) / 2, bottom + 37, unit, "middle", "unit")]
 
 
-def bars(rows: Sequence[tuple[str, float, str]], title: str, text: str) -> Markup:
-    """Bars from zero: label, length, what stands behind it."""
-    high = max([length for _, length, _ in rows] + [0.0]) or 1.0
+def bars(
+    rows: Sequence[tuple[str, float, str]], title: str, text: str, high: float | None = None
+) -> Markup:
+    """Bars from zero: label, length, what stands behind it. high: length of the widest possible."""
+    high = high or max([length for _, length, _ in rows] + [0.0]) or 1.0
     axis, marks = Axis(0, high, 128, WIDTH - 76), []
     for index, (label, length, shown) in enumerate(rows):
         y = 26.0 * index

@@ -58,7 +58,7 @@ def an_assessor(allocator=None, checkpoint=None, stages=None, epsilon=0.1, const
             stages.append(name)
         yield lambda more: None
 
-    return Assessor(model, examples, test_data(), settings, stage, checkpoint)
+    return Assessor.of_run(model, examples, test_data(), settings, stage, checkpoint)
 
 
 @pytest.fixture(scope="module")
