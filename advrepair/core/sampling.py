@@ -52,7 +52,7 @@ class SampledFront:
         numbers = every = 0
         for i in range(len(box)):
             for kind, features in self._features(box[i : i + 1], _FRESH).items():
-                out = (features < known.lower[i]) | (features > known.upper[i])
+                out = known[[i]].clamp(features) != features
                 outside[kind] = outside.get(kind, 0) + int(out.any(1).sum())
                 count[kind] = count.get(kind, 0) + len(out)
                 numbers, every = numbers + int(out.sum()), every + out.numel()
@@ -80,14 +80,16 @@ class SampledFront:
         dtype, asked = self.parts.front.dtype, self.options
         lower, upper = ball.lower.to(dtype), ball.upper.to(dtype)
 
+        def share(count: int) -> Tensor:
+            return torch.rand((count, *lower.shape[1:]), generator=noise, dtype=dtype)
+
         def uniform(count: int) -> Tensor:
-            share = torch.rand((count, *lower.shape[1:]), generator=noise, dtype=dtype)
-            return torch.minimum(torch.maximum(lower + share * (upper - lower), lower), upper)
+            return Box(lower, upper).clamp(lower + share(count) * (upper - lower))
 
         start = ball.center.to(dtype) if use == _FIRST else uniform(1)
         x = {
             "anywhere": uniform(asked.anywhere),
-            "corners": torch.where(uniform(asked.corners) < (lower + upper) / 2, lower, upper),
+            "corners": torch.where(share(asked.corners).round() > 0, upper, lower),
             "searched": self._searched(Box(lower, upper), start),
         }
         with torch.no_grad():
