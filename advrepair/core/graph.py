@@ -194,10 +194,14 @@ class Network(Placed):
 
     def apply_tensors(self, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """The same function with other weights: pure, so it can be mapped over patches."""
+        return self.values(tensors, x)[self.operations[-1].name]
+
+    def values(self, tensors: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """What every operation gives, by its name, [N,*shape] each; as pure as the function."""
         values = {INPUT: x}
         for op in self.operations:
             values[op.name] = STEPS[op.kind](op, tensors, [values[name] for name in op.inputs])
-        return values[self.operations[-1].name]
+        return values
 
     def structure(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values; see :meth:`rebuild`."""

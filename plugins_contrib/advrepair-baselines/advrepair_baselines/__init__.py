@@ -2,10 +2,11 @@
 
 from advrepair import Component, hookimpl
 from advrepair_baselines.care import Care
+from advrepair_baselines.prdnn import Prdnn
 from advrepair_baselines.trades import Trades
 
 
 @hookimpl
 def advrepair_components() -> tuple[type[Component], ...]:
     """The methods."""
-    return (Care, Trades)
+    return (Care, Prdnn, Trades)
