@@ -249,6 +249,13 @@ class Network(Placed):
                 del values[name]
         return values[self.operations[-1].name]
 
+    def values(self, tensors: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """What every operation gives, by its name, [N,*shape] each; as pure as the function."""
+        values = {INPUT: x}
+        for op in self.operations:
+            values[op.name] = STEPS[op.kind](op, tensors, [values[name] for name in op.inputs])
+        return values
+
     def structure(self) -> dict[str, Any]:
         """Everything but the weights, as JSON values; see :meth:`rebuild`."""
         return {

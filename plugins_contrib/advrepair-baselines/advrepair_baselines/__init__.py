@@ -3,6 +3,7 @@
 from advrepair import Component, hookimpl
 from advrepair_baselines.art import Art
 from advrepair_baselines.care import Care
+from advrepair_baselines.prdnn import Prdnn
 from advrepair_baselines.reassure import Reassure
 from advrepair_baselines.trades import Trades
 
@@ -10,4 +11,4 @@ from advrepair_baselines.trades import Trades
 @hookimpl
 def advrepair_components() -> tuple[type[Component], ...]:
     """The methods."""
-    return (Art, Care, Reassure, Trades)
+    return (Art, Care, Prdnn, Reassure, Trades)

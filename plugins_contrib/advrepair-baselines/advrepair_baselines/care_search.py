@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _INERTIA, _OWN, _COMMON = 0.8, 0.41, 0.41
 _STILL, _PATIENCE = 1e-3, 10  # the swarm stops when its best cost moves less for so long
-_ROWS = 20_000  # inputs that run at once
+_AT_ONCE = 2**23  # numbers of the largest layer that are in flight
 
 
 @frozen
@@ -94,7 +95,8 @@ def contributions(options: Care, task: Task, op: Operation) -> Tensor:
     held = low + steps[:, None] * (high - low)  # [k, units]
     rows, means = Rows.of(task.properties, task.owner[index]), torch.zeros(held.shape)
     pairs = torch.cartesian_prod(torch.arange(options.values), torch.arange(units))
-    for part in pairs.split(max(1, _ROWS // count)):
+    widest = max(math.prod(each.shape) for each in task.network.operations)
+    for part in pairs.split(max(1, _AT_ONCE // (widest * count))):
         task.tell(f"care: causes in {op.name}", int(part[0, 0]), options.values)
         keep, put = low.new_ones(len(part), units), low.new_zeros(len(part), units)
         one = torch.arange(len(part))

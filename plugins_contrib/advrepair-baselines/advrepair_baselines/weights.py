@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from advrepair import Network
+from advrepair import Network, Operation
 
 _LAYERS = ("linear", "conv2d")
 
 
-def layers(network: Network) -> list[str]:
-    """Names of the operations whose weights may change, in order."""
-    return [op.name for op in network.operations if op.kind in _LAYERS]
+def changeable(network: Network) -> list[Operation]:
+    """Layers whose weights belong to them alone, in order."""
+    owners = Counter(name for op in network.operations for name in set(op.tensors.values()))
+    return [
+        op
+        for op in network.operations
+        if op.kind in _LAYERS and all(owners[name] == 1 for name in op.tensors.values())
+    ]
 
 
 def trainable(network: Network) -> dict[str, Tensor]:

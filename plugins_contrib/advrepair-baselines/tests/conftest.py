@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from advrepair import Box, Network, Operation, PropertySet, Task
+from advrepair import Box, Labelled, Network, Operation, PropertySet, Task, demands, load_network
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+DATA = os.environ.get("ADVREPAIR_DATA")
+ACAS_LOWER = [0.6, -0.5, -0.5, 0.45, -0.5]  # the box of property 2, as the networks take it
+ACAS_UPPER = [0.6798577687, 0.5, 0.5, 0.5, -0.45]
 
 
 def network_of(*layers: tuple[list[list[float]], list[float]]) -> Network:
@@ -58,3 +62,28 @@ def threshold() -> Task:
     """One number, two outputs 2x - 1 and 0: class 0 above 0.5. The ball around 0.45 breaks."""
     network = network_of(([[2.0], [0.0]], [-1.0, 0.0]))
     return task_of(network, torch.tensor([[0.45]]), [1], 0.1, torch.tensor([[0.54]]))
+
+
+def acas_task(count: int = 50) -> Task:
+    """ACAS Xu N2,1 and property 2: in one box output 0 is not the largest; the least decides."""
+    network = load_network(Path(str(DATA)) / "acasxu/onnx/ACASXU_run2a_2_1_batch_2000.onnx")
+    others = torch.eye(5)[1:] - torch.eye(5)[:1]
+    shape = network.input_shape
+    lower, upper = (torch.tensor(face).view(1, *shape) for face in (ACAS_LOWER, ACAS_UPPER))
+    properties = demands(
+        lower, upper, others[None], torch.zeros(1, 4), torch.zeros(1, 4, dtype=torch.long)
+    )
+    noise = torch.Generator().manual_seed(0)
+    x = lower + (upper - lower) * torch.rand((40_000, *shape), generator=noise)
+    with torch.no_grad():
+        outputs = torch.cat([network(part) for part in x.split(4000)])
+    wrong = properties[torch.zeros(len(x), dtype=torch.long)].violated(outputs)
+    right = ~wrong
+    clean, held = (
+        Labelled(x[right][part], outputs[right][part].argmin(1))
+        for part in (slice(0, 2000), slice(2000, 3000))
+    )
+    x_adv = x[wrong][:count]
+    owner = torch.zeros(len(x_adv), dtype=torch.long)
+    unused: dict[str, Any] = {"attack": None, "prepare": None}
+    return Task(network, properties, x_adv, owner, clean, held, decision="argmin", **unused)

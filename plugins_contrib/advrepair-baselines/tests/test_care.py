@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attrs import evolve
-from conftest import network_of, task_of
+from conftest import DATA, acas_task, network_of, task_of
 
 from advrepair import Labelled, MethodStatus, Network, Operation, Scope, Task, UsageError
 from advrepair.testing import METHOD_CHECKS, digits_task, digits_test_images
@@ -89,6 +89,15 @@ def test_the_cost_by_hand(culprit: Task) -> None:
     assert cost(torch.tensor([-0.95])) == pytest.approx(0.15)
     smooth = Cost.of(Care(alpha=0.0, smooth=True), culprit, [Unit("relu1", 1)])
     assert smooth(torch.tensor([0.0])) == pytest.approx((0.2 + 0.6) / 2)
+
+
+def test_where_the_least_output_decides_the_accuracy_is_counted_so(culprit: Task) -> None:
+    """The outputs at (1, 0.4) are 4 and 3.8, at (0.2, 1) 3.2 and 5."""
+    labels = Labelled(culprit.clean.x, torch.tensor([1, 0]))
+    least = evolve(culprit, clean=labels, decision="argmin")
+    assert Cost.of(Care(alpha=1.0), least, [Unit("relu1", 1)])(torch.tensor([0.0])) == 0.0
+    most_ = evolve(least, decision="argmax")
+    assert Cost.of(Care(alpha=1.0), most_, [Unit("relu1", 1)])(torch.tensor([0.0])) == 1.0
 
 
 def test_it_repairs_by_weakening_the_culprit(culprit: Task) -> None:
@@ -228,3 +237,20 @@ def test_another_seed_is_another_swarm(digits: Task) -> None:
         Care(iterations=4).repair(evolve(digits, seed=seed)).evidence["factors"] for seed in (0, 1)
     )
     assert first != other
+
+
+# An ACAS Xu network -----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not DATA, reason="ADVREPAIR_DATA is not set: no ACAS Xu networks")
+def test_an_acas_network_is_repaired_and_decides_nearly_as_before() -> None:
+    """Demands are about the largest output, decisions about the least."""
+    task = acas_task()
+    result = Care().repair(task)
+    assert result.status is MethodStatus.REPAIRED and result.evidence["still wrong"] == 0
+    assert len(result.evidence["units"]) == 30  # a tenth of 300
+    assert isinstance(result.model, Network)
+    assert result.model.structure() == task.network.structure()
+    with torch.no_grad():
+        kept = task.decide(result.model(task.held.x)) == task.held.label
+    assert float(kept.float().mean()) > 0.8
