@@ -123,3 +123,20 @@ def test_unseen_images_are_proved_with_the_kernel(tmp_path: Path) -> None:
     shares = [(each.repaired.value, each.unrepaired.value) for each in found]
     assert shares[0][0] > 0.5 and shares[1][0] > 0.35
     assert shares[0][1] < 0.1 and shares[1][1] == 0
+
+
+def test_patches_behind_the_convolution_are_certified(tmp_path: Path) -> None:
+    """By proved faces of 3,136 features; and with boxes of samples nothing is."""
+    files = [str(MNIST / "nets" / "cnn.onnx"), "--data", str(MNIST / "mnist.npz")]
+    asked = ["run", *files, "--epsilon", "0.05", "--count", "5", "--at", "auto"]
+    asked += ["--allocator", "none", "--set", "evaluation.samples=1"]
+    proved, sampled = tmp_path / "proved", tmp_path / "sampled"
+    assert main([*asked, "--out", str(proved), "--require-certified"]) == 0
+    report = read_json(proved / "report.json")
+    assert (report["properties"]["certified"], report["properties"]["constant"]) == (5, 0)
+    assert (report["features"]["count"], report["features"]["boxes"]) == (3136, "proved")
+    assert main(["check", str(proved)]) == 0
+    assert main([*asked, "--out", str(sampled), "--set", "patch.boxes=sampled"]) == 0
+    report = read_json(sampled / "report.json")
+    assert report["properties"]["certified"] == 0 and report["properties"]["empirical"] == 5
+    assert report["features"]["missed"]["corners"] > 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from advrepair.core.attacking import Problem, balls, generator
@@ -15,6 +16,7 @@ from advrepair.core.interfaces import SmoothAllocator
 from advrepair.core.types import Points
 from advrepair.core.work import Work
 
+_PARTS = 100  # of the progress of a fit
 _HELD_SHARE = 0.1  # of the inputs, at most, where nearly all are to be remembered
 
 
@@ -51,9 +53,18 @@ def remember(
     saved = run.checkpoint.load("allocator") if run.checkpoint else None
     if saved is not None:
         return saved
-    with run.stage("allocator", 1) as advance:
-        found = dict(allocator.fit(network, points_of(network, problem, allocator, plan, data)))
-        advance(1)
+    with run.stage("allocator", _PARTS) as advance:
+        done = 0
+
+        def tell(share: float) -> None:
+            nonlocal done
+            more = int(_PARTS * min(max(share, 0.0), 1.0)) - done
+            if more > 0:
+                done += more
+                advance(more)
+
+        given = evolve(points_of(network, problem, allocator, plan, data), tell=tell)
+        found = dict(allocator.fit(network, given))
     if run.checkpoint:
         run.checkpoint.save("allocator", found)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Callable
 
 import torch
 from attrs import Factory, frozen
@@ -263,13 +264,17 @@ class Centres:
         return gates
 
 
+def _untold(share: float) -> None:
+    """Nobody listens."""
+
+
 @frozen(eq=False)
 class Points:
     """Labelled inputs that a smooth allocator is fitted to.
 
     x: to remember, [n,*S], label [n]. held: balls around inputs to choose its parameters by,
     which are remembered as well where keep says so. clip: the input range. noise: for
-    everything random.
+    everything random. tell: to be told what share of the work is done, from 0 to 1.
     """
 
     x: Tensor
@@ -278,6 +283,7 @@ class Points:
     keep: bool
     clip: tuple[float, float] | None
     noise: torch.Generator
+    tell: Callable[[float], None] = _untold
 
 
 @frozen(eq=False)

@@ -319,6 +319,13 @@ def test_the_fit_keeps_what_the_network_can_do():
     assert told["points"] == 45 and told["validation accuracy"] == accuracy
 
 
+def test_the_fit_says_how_far_it_is():
+    heard = []
+    Kernel(rank=4, ramp=(), steps=10).fit(the_network(), some_points(tell=heard.append))
+    assert len(heard) >= 12 and heard == sorted(heard)
+    assert 0 < heard[0] < 0.1 and 0.5 < heard[-1] < 1
+
+
 def test_the_same_points_give_the_same_fit():
     kernel, network = Kernel(copies=1), the_network()
     first, second = (kernel.fit(network, some_points()) for _ in range(2))

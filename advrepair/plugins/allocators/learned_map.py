@@ -56,11 +56,14 @@ class _Others:
         return F.cross_entropy(sums, label, reduction="none")
 
 
-def learned_map(start: Tensor, lesson: Lesson, steps: int) -> Tensor:
+def learned_map(
+    start: Tensor, lesson: Lesson, steps: int, tell: Callable[[float], None] = lambda share: None
+) -> Tensor:
     """The map [S,D] after so many steps of Adam from start, or start if nothing can be learned.
 
     In every step some points are asked about, moved by up to the radius so that they look like
     another class, and compared with some others. The rate rises first and falls to 0 then.
+    tell: told what share of the steps is done.
     """
     order = lesson.label.argsort(stable=True)
     label, classes = lesson.label[order], int(lesson.label.max()) + 1
@@ -83,6 +86,7 @@ def learned_map(start: Tensor, lesson: Lesson, steps: int) -> Tensor:
         adam.zero_grad()
         loss.backward()
         adam.step()
+        tell((step + 1) / steps)
     return found.detach()
 
 
