@@ -95,7 +95,7 @@ def test_options_reach_their_place():
     stated = result.report["problem"]
     assert (stated["epsilon"], stated["input_range"]) == (8 / 255, [])
     assert (stated["indicator"], stated["verifier"]) == ("untargeted-label", "interval")
-    assert (stated["certifier"], stated["allocator"]) == ("deeppoly", "nearest")
+    assert (stated["certifier"], stated["allocator"]) == ("interval", "nearest")
     assert "linear1.weight" in result.network.bank.stack
 
 

@@ -78,7 +78,9 @@ class Plan:
     certifier: str = option(
         "", "rigorous verifier of the certificate; empty: the verifier if rigorous, else deeppoly"
     )
-    front: str = option("interval", "rigorous verifier of the layers before patch.at")
+    front: str = option(
+        "", "rigorous verifier of the layers before patch.at; empty: interval, where there are any"
+    )
     allocator: str = option("", "patches of inputs outside the balls; empty: the indicator's own")
     refiner: str = option("gradient-width", "says where to split what is not proved")
     attack: str = option("pgd", "searches for counterexamples")

@@ -199,7 +199,7 @@ def test_more_than_there_are_of_given_ones(refused):
         (["--allocator", "cosin"], "unknown allocator 'cosin': did you mean 'cosine'?"),
         (["--refiner", "zzz"], "unknown refiner 'zzz': choose from"),
         (["--attack", "pdg"], "unknown attack 'pdg': did you mean 'pgd'?"),
-        (["--certifier", "interval"], "which is not rigorous"),
+        (["--front", "intervall"], "unknown verifier 'intervall': did you mean 'interval'?"),
         (["--preset", "papers"], "run.preset is 'papers': it must be one of default, paper"),
         (["--set", "training.lrr=1"], "unknown option 'lrr' in [training]: did you mean 'lr'?"),
         (["--set", "deeppoly.slope=1"], "unknown option 'slope' in [deeppoly]"),

@@ -38,6 +38,7 @@ FLAGS = {
     "--indicator": "plan.indicator",
     "--verifier": "plan.verifier",
     "--certifier": "plan.certifier",
+    "--front": "plan.front",
     "--allocator": "plan.allocator",
     "--refiner": "plan.refiner",
     "--attack": "plan.attack",
@@ -50,7 +51,7 @@ FLAGS = {
     "--device": "run.device",
 }
 OTHERS = [
-    "--config", "--set", "--out", "--force", "--resume", "--json", "--dry-run",
+    "--at", "--config", "--set", "--out", "--force", "--resume", "--json", "--dry-run",
     "--require-certified",
 ]  # fmt: skip
 

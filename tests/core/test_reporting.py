@@ -37,6 +37,7 @@ def test_every_key_of_the_promise():
     assert found["properties"] == {
         "total": 6,
         "certified": 0,
+        "empirical": 0,
         "falsified": 6,
         "unknown": 0,
         "constant": 0,
