@@ -170,6 +170,24 @@ def test_a_result_does_not_depend_on_the_company() -> None:
     assert torch.allclose(together[some], apart, atol=1e-12)
 
 
+def test_what_is_broken_costs_nothing_more() -> None:
+    """Half of the properties are broken at once; after that only the others are run."""
+    sizes = []
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return torch.cat([x, -x], 1)
+
+    center = torch.tensor([[-1.0]] * 5 + [[1.0]] * 3)  # output 0 is to be the larger one
+    box = Box(center - 0.1, center + 0.1)
+    asked = robust(box, 2)
+    points = Pgd(steps=6).perturb(Counting(), asked, center, seeded())
+    assert sizes == [8] + [3] * 6
+    assert torch.equal(points[:5], center[:5])
+    assert torch.allclose(points[5:], center[5:] - 0.1)
+
+
 def test_nothing_of_the_caller_is_changed() -> None:
     net = nn.Sequential(nn.BatchNorm1d(6), network(0))
     net[1].eval()
