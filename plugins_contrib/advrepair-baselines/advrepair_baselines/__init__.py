@@ -1,6 +1,7 @@
 """Six other ways to repair a network, as methods of advrepair: written from the mathematics."""
 
 from advrepair import Component, hookimpl
+from advrepair_baselines.aprnn import Aprnn
 from advrepair_baselines.care import Care
 from advrepair_baselines.prdnn import Prdnn
 from advrepair_baselines.trades import Trades
@@ -9,4 +10,4 @@ from advrepair_baselines.trades import Trades
 @hookimpl
 def advrepair_components() -> tuple[type[Component], ...]:
     """The methods."""
-    return (Care, Prdnn, Trades)
+    return (Aprnn, Care, Prdnn, Trades)
