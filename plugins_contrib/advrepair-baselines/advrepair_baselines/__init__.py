@@ -1,6 +1,7 @@
 """Six other ways to repair a network, as methods of advrepair: written from the mathematics."""
 
 from advrepair import Component, hookimpl
+from advrepair_baselines.aprnn import Aprnn
 from advrepair_baselines.art import Art
 from advrepair_baselines.care import Care
 from advrepair_baselines.prdnn import Prdnn
@@ -11,4 +12,4 @@ from advrepair_baselines.trades import Trades
 @hookimpl
 def advrepair_components() -> tuple[type[Component], ...]:
     """The methods."""
-    return (Art, Care, Prdnn, Reassure, Trades)
+    return (Aprnn, Art, Care, Prdnn, Reassure, Trades)

@@ -73,6 +73,6 @@ def decouple(options: Prdnn, task: Task) -> MethodResult:
             parts = place.split(change.value).items()
             model = Decoupled(network, {n: network.tensors[n].double() + v for n, v in parts})
         seconds = time.perf_counter() - begin
-        return looked_at(task, layer, change, model, demanded.chosen, seconds)
+        return looked_at(task, layer, effects, change, model, seconds)
 
     return best_of(layers, attempt, Scope.POINTS, {"margin": options.margin})

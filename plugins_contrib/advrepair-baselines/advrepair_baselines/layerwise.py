@@ -12,10 +12,11 @@ from torch import nn
 
 from advrepair import MethodResult, MethodStatus, Operation, Scope, Task, UsageError
 from advrepair_baselines.linearised import Effects
-from advrepair_baselines.lp import CLOSE, Change, least_change
+from advrepair_baselines.lp import least_change
+from advrepair_baselines.lp_types import CLOSE, Change
 from advrepair_baselines.weights import changeable
 
-_AT_ONCE = 1000
+_AT_ONCE, _TOLD = 1000, 20
 _BAD = (
     MethodStatus.TIMEOUT,
     MethodStatus.OUT_OF_MEMORY,
@@ -67,13 +68,18 @@ def solved(
 
 
 def looked_at(
-    task: Task, layer: str, change: Change, model: nn.Module | None, chosen: bool, seconds: float
+    task: Task,
+    layer: str,
+    effects: Effects,
+    change: Change,
+    model: nn.Module | None,
+    seconds: float,
 ) -> Tried:
     """What a change is worth: the model must be right wherever it was asked to.
 
-    chosen: whether rows were chosen, so that without a solution others may have one.
+    Where rows were chosen among several, others may have a solution if these have none.
     """
-    known = {
+    known: dict[str, Any] = {
         "status": change.status.value,
         "objective": change.objective if change.value is not None else None,
         "at least": change.bound,
@@ -83,7 +89,9 @@ def looked_at(
     }
     if model is None:
         status, reason = change.status, change.reason
-        if status is MethodStatus.INFEASIBLE and chosen:
+        if status is MethodStatus.INFEASIBLE:
+            known["exclude each other"] = effects.inputs(torch.from_numpy(change.blamed))[:_TOLD]
+        if status is MethodStatus.INFEASIBLE and effects.demanded.chosen:
             status = MethodStatus.SOLVER_FAILED
             reason = "with the row of each group that is broken least there is no solution"
         return Tried(layer, status, known | {"status": status.value, "reason": reason})

@@ -157,6 +157,14 @@ class Effects:
         need[: len(self.demanded.input)] += margin
         return need
 
+    def inputs(self, rows: Tensor) -> list[int]:
+        """Numbers of the inputs that rows are about."""
+        every = [self.demanded.input]
+        for sign in self.signs.values():
+            each = torch.arange(len(sign)).repeat_interleave(sign[0].numel())
+            every.append(each)
+        return torch.cat(every)[rows].unique().tolist()
+
     def at(self, change: Tensor) -> Tensor:
         """All rows after a change, [R]: demands, then signs."""
         values = self.place.values(change)

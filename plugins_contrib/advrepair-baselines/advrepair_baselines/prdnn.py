@@ -38,7 +38,7 @@ class Prdnn(Method):
     limit: float = option(3.0, "of the change of one weight", above=0)
     layer: int = option(0, "the layer with weights that changes, from 1; 0: all, one by one")
     gap: float = option(
-        0.01, "of the objective to the proven bound, as a share", at_least=1e-4, at_most=0.5
+        0.05, "of the objective to the proven bound, as a share", at_least=1e-4, at_most=0.5
     )
 
     def require(self) -> None:

@@ -20,7 +20,7 @@ from advrepair_baselines import layerwise
 from advrepair_baselines.decoupled import Decoupled
 from advrepair_baselines.layerwise import looked_at
 from advrepair_baselines.linearised import Demanded, Effects, Place
-from advrepair_baselines.lp import Change
+from advrepair_baselines.lp_types import Change
 from advrepair_baselines.prdnn import Prdnn
 
 
@@ -109,7 +109,10 @@ def test_what_a_solver_gives_without_solving_is_never_applied(
 
 def test_a_model_that_is_wrong_after_all_is_never_applied(threshold: Task) -> None:
     change = Change(torch.zeros(4), MethodStatus.REPAIRED, "", 0.0, 0.0, 1, 1)
-    tried = looked_at(threshold, "linear0", change, threshold.network, False, 0.0)
+    x, network = threshold.x_adv, threshold.network
+    place = Place.at(network, "linear0", ("linear0.weight", "linear0.bias"), x, x)
+    effects = Effects(place, Demanded.nearest(threshold.properties, network(x)), {})
+    tried = looked_at(threshold, "linear0", effects, change, network, 0.0)
     assert (tried.model, tried.status) == (None, MethodStatus.SOLVER_FAILED)
     assert tried.evidence["reason"] == "1 inputs are wrong after rounding to torch.float32"
 

@@ -1,13 +1,13 @@
-"""The small LP behind :mod:`advrepair_baselines.lp`, kept in HiGHS: it grows, its basis stays."""
+"""The small LP behind :mod:`advrepair_baselines.lp_columns`: it grows, its basis stays."""
 
 from __future__ import annotations
 
 import highspy
 import numpy as np
 from attrs import frozen
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from advrepair_baselines.lp_types import Floats
+
 _DEAR, _TIMES, _RAISES = 100.0, 1000.0, 2  # price of what is lacking: of the limit, raised so often
 _FREE = highspy.kHighsInf
 
