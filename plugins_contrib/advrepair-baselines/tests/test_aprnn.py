@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attrs import evolve
-from conftest import DATA, acas_task, network_of, task_of
+from conftest import acas_task, network_of, task_of
 
 from advrepair import Box, MethodStatus, Network, Scope, Task, UsageError
 from advrepair.testing import METHOD_CHECKS, digits_task, digits_test_images
@@ -174,7 +174,6 @@ def test_the_digits_network_stays_a_network_and_is_repaired() -> None:
     assert before - after < 0.2
 
 
-@pytest.mark.skipif(not DATA, reason="ADVREPAIR_DATA is not set: no ACAS Xu networks")
 def test_an_acas_network_is_repaired() -> None:
     task = acas_task()
     result = Aprnn(layer=6).repair(task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from attrs import evolve
-from conftest import DATA, acas_task, network_of, task_of
+from conftest import acas_task, network_of, task_of
 
 from advrepair import Labelled, MethodStatus, Network, Operation, Scope, Task, UsageError
 from advrepair.testing import METHOD_CHECKS, digits_task, digits_test_images
@@ -242,7 +242,6 @@ def test_another_seed_is_another_swarm(digits: Task) -> None:
 # An ACAS Xu network -----------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not DATA, reason="ADVREPAIR_DATA is not set: no ACAS Xu networks")
 def test_an_acas_network_is_repaired_and_decides_nearly_as_before() -> None:
     """Demands are about the largest output, decisions about the least."""
     task = acas_task()

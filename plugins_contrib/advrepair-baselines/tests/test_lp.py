@@ -173,10 +173,8 @@ def test_what_highs_does_not_solve_is_no_solution(monkeypatch: pytest.MonkeyPatc
     assert "Unknown" in found.reason
 
 
-def test_infeasible_without_a_proof_is_not_said(monkeypatch: pytest.MonkeyPatch, way: int) -> None:
+def test_infeasible_without_a_proof_is_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A HiGHS that is wrong about it is found out."""
-    if not way:
-        pytest.skip("columns always bring their proof")
     wrong = highspy.HighsModelStatus.kInfeasible
     monkeypatch.setattr(highspy.Highs, "getModelStatus", lambda self: wrong)
     monkeypatch.setattr(highspy.Highs, "getDualRay", lambda self: (None, True, np.array([1.0] * 3)))

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from attrs import evolve
-from conftest import DATA, acas_task, network_of, task_of
+from conftest import acas_task, network_of, task_of
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from test_care import image_network
@@ -221,7 +221,6 @@ def test_the_digits_network_is_repaired_where_it_was_asked_to_be() -> None:
     assert float(rows.min()) == pytest.approx(0.05, abs=1e-3)  # a least change leaves no more
 
 
-@pytest.mark.skipif(not DATA, reason="ADVREPAIR_DATA is not set: no ACAS Xu networks")
 def test_an_acas_network_is_repaired() -> None:
     task = acas_task()
     result = Prdnn(layer=7).repair(task)
