@@ -74,6 +74,7 @@ ORDER = [
     "training",
     "detecting",
     "intrusion",
+    "capping",
     "attacking",
     "covering",
     "branching",

@@ -18,7 +18,7 @@ def parted(structure: dict[str, Any], at: str, tensors: Tensors) -> tuple[Networ
     """
     operations = structure["operations"]
     names = [op["name"] for op in operations]
-    demand(at in names[:-1], f"at: no node {at!r} before the last")
+    demand(at in names, f"at: no node {at!r}")
     end = names.index(at) + 1
     shape, behind = operations[end - 1]["shape"], operations[end:]
     read = {name for op in behind for name in op["inputs"]}

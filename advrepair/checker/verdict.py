@@ -10,6 +10,7 @@ import numpy as np
 
 from advrepair.checker import files
 from advrepair.checker.bounds import LEVELS, Pair, Region, row_margins
+from advrepair.checker.cap import cap, tame
 from advrepair.checker.files import Array, Malformed, Tensors, Unsupported, demand
 from advrepair.checker.front import faces, parted
 from advrepair.checker.network import Network
@@ -151,24 +152,46 @@ class _Check:
                 same = same and np.array_equal(np.delete(C, label, 1), -np.eye(len(C)))
                 demand(same, f"property {i}: its specification is not that of label {label}")
             self._first_region(i, claimed)
-        certified = np.isin(self.owner, claimed).nonzero()[0]
+        certified, verdict = np.isin(self.owner, claimed).nonzero()[0], self.verdict
         # As many at once as make about 2^21 numbers of rows and values.
         size = max(1, 2**21 // (sum(self.tail.sizes) + shape[1] * self.tail.widest))
         serving = self.patch[self.home[self.node[certified]]]
         # Without a patch nothing else compares the units that are cut with those that there are.
         own = self.tree.slope.shape[1] == self.tail.units
         demand(own or not claimed, "tree: slopes of other units than those of N")
+        whole = None  # between what the outputs of all inputs of certified pieces lie, if asked
         for q in np.unique(serving):
-            nets = [self.tail]
+            nets, served = [self.tail], certified[serving == q]
             if q >= 0:
                 net = Network(self.template, {name: t[q] for name, t in self.stack.items()})
                 nets, mine = [*nets, net], (net.input_shape, net.sizes[-1], net.units)
                 rest = self.tree.units - self.tail.units
                 same = mine == (self.tail.input_shape, outputs, rest)
                 demand(same, "patch: its inputs, outputs or units")
-            served = certified[serving == q]
+                if self.front is not None and (found := cap(self.tail, net, verdict.level)):
+                    whole = whole or faces(self.front, verdict.level, self._around(certified))
+                    if tame(whole, verdict.level) and self._capped(served, *found):
+                        continue
             for at in range(0, len(served), size):
                 self._prove(nets, served[at : at + size])
+
+    def _around(self, pieces: Array) -> Pair:
+        """One box around what pieces have of the inputs."""
+        low, high = np.inf, -np.inf
+        for at in range(0, len(pieces), 256):
+            lower, upper = self.tree.boxes(self.node[pieces[at : at + 256]])
+            demand((lower <= upper).all(), "tree: a box has no inside")
+            low, high = np.minimum(low, lower.min(0)), np.maximum(high, upper.max(0))
+        inputs = int(np.prod(self.inputs))
+        return np.atleast_2d(low)[:, :inputs], np.atleast_2d(high)[:, :inputs]
+
+    def _capped(self, pieces: Array, label: int, margin: float) -> bool:
+        """Whether what is claimed of pieces is what a cap of a label does."""
+        labels = {self.each[owner]["label"] for owner in self.owner[pieces]}
+        if labels != {label} or (self.margin[pieces] > margin).any():
+            return False
+        self.verdict.margin = min(margin, self.verdict.margin or np.inf)
+        return True
 
     def _first_region(self, i: int, claimed: list[int]) -> None:
         """A point in several regions gets the patch of the first, which must be proved for i.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from advrepair.core.batches import Batch
 from advrepair.core.bounding import Bounder
 from advrepair.core.box import Box
+from advrepair.core.capping import capped
 from advrepair.core.certification import weights_of
 from advrepair.core.errors import UsageError
 from advrepair.core.interfaces import SmoothAllocator
@@ -90,7 +91,8 @@ def least_rows(
     """Rigorous lower bounds of the rows of one property on boxes, [B,M], and the rows of N.
 
     function: with the network and the patches of the bounder. patch: on in each box, [B].
-    Sound: as :meth:`~advrepair.core.bounding.Bounder.least`; where no patch is on, the rows of
+    Sound: as :meth:`~advrepair.core.bounding.Bounder.least`, or as
+    :func:`~advrepair.core.capping.capped`, whichever is better; where no patch is on, the rows of
     N are minimised rigorously.
     """
     C, d, group = (
@@ -105,4 +107,7 @@ def least_rows(
         batch = Batch(box[here], rows[here], C[here], group[here], real)
         stack = {n: t[None] for n, t in patch_weights(function, bounder, number).items()}
         least[here] = bounder.proofs(stack, batch)[0]
+        one, asked_ = {n: t[0] for n, t in stack.items()}, (box[here], C[here], d[here])
+        known = capped(bounder.network, bounder.rounding, bounder.template, one, asked_)
+        least[here] = torch.maximum(least[here].nan_to_num(-torch.inf), known)
     return least, rows

@@ -16,6 +16,7 @@ from advrepair.core.attacking import (
     shifted,
 )
 from advrepair.core.bounding import Bounder
+from advrepair.core.capping import OBJECTIVE, Hull
 from advrepair.core.config import Configuration
 from advrepair.core.data import Dataset
 from advrepair.core.detecting import INPUTS
@@ -153,6 +154,8 @@ def _front(
     parts: Parts, plan: Configuration, rounding: Rounding, to_train: bool
 ) -> Front | SampledFront:
     """Samples serve a repair alone: what is asked of a repaired network is to be proved."""
+    if to_train and plan.training.objective == OBJECTIVE:
+        return Hull(parts.front, plan.front, rounding)
     if to_train and plan.patch.boxes == "sampled":
         return SampledFront(parts, plan.sampling, plan.run.seed)
     return Front(parts.front, plan.front, rounding)

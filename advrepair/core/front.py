@@ -37,7 +37,7 @@ class Front:
 
     def __reduce__(self) -> tuple[type[Front], tuple[Any, ...]]:
         """Pickled without what the verifier prepared: it is prepared again."""
-        return Front, (self.network, self.verifier, self.rounding)
+        return type(self), (self.network, self.verifier, self.rounding)
 
     def box(self, box: Box) -> Box:
         """Faces [B,D] between which the deployed features of every input lie.

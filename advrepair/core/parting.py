@@ -46,7 +46,9 @@ def parted(network: Network, at: str) -> Parts:
     end = names.index(at) + 1
     before, behind = network.operations[:end], network.operations[end:]
     shape = before[-1].shape
-    if len(shape) == 1:
+    if not behind:
+        first = [Operation(_IN_SHAPE, "reshape", (INPUT,), shape)]
+    elif len(shape) == 1:
         first = [evolve(op, inputs=_renamed(op.inputs, at, INPUT)) for op in behind]
     else:
         before = (*before, Operation(_FEATURES, "reshape", (at,), (size(shape),)))
@@ -57,10 +59,10 @@ def parted(network: Network, at: str) -> Parts:
 
 
 def places(network: Network) -> list[str]:
-    """Operations that all later ones read the input through, in order; the last one is not one."""
+    """Operations that all later ones read the input through, in order; the last is the outputs."""
     found = []
     operations = network.operations
-    for end in range(1, len(operations)):
+    for end in range(1, len(operations) + 1):
         later = {name for op in operations[end:] for name in op.inputs}
         earlier = {INPUT, *(op.name for op in operations[: end - 1])}
         if not later & earlier:

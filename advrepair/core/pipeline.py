@@ -14,6 +14,7 @@ from torch import Tensor
 from advrepair.core import artefacts, evaluating, reporting
 from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
+from advrepair.core.capping import capping
 from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
 from advrepair.core.covering import Cover, cover
@@ -175,7 +176,7 @@ def mend(
     labelled: Dataset | None = None,
 ) -> Mended:
     """The deployed function and what is proved of it. Arguments and errors as :func:`repair`."""
-    properties = problem.properties
+    plan, properties = capping(plan, network), problem.properties
     refuse_contradictions(properties)
     bounder = make_bounder(network, plan)
     fitted = remember(network, problem, plan, labelled, run)
@@ -255,6 +256,7 @@ def check_bounds(network: Network, plan: Configuration) -> None:
             f"verifier {plan.verifier.name!r} is not differentiable and cannot train patches: "
             "choose another --verifier"
         )
+    plan = capping(plan, network)
     network.compute_on(device_of(plan.run.device))
     plan.attack.require()
     plan.executor.require()

@@ -124,8 +124,9 @@ class Training:
     objective: str = option(
         "margin",
         "margin: the first patch that is proved; intrusion: one that is small in its boxes and "
-        "near zero at other inputs of the data",
-        choices=("margin", "intrusion"),
+        "near zero at other inputs of the data; cap: sees the outputs and lowers those that are "
+        "not below the one demanded",
+        choices=("margin", "intrusion", "cap"),
     )
     optimiser: str = option("polyak", "step rule; adam is the paper's", choices=("polyak", "adam"))
     lr: float = option(1.0, "step length: a factor for polyak, the learning rate for adam", above=0)

@@ -12,6 +12,7 @@ from attrs import define, evolve
 from torch import Tensor
 
 from advrepair.core.bounding import Bounder
+from advrepair.core.capping import OBJECTIVE, propose_caps
 from advrepair.core.constant import constant_bias
 from advrepair.core.covering import modest
 from advrepair.core.devices import CPU, moved, on
@@ -96,6 +97,8 @@ class Solver:
         clock.append(time.thread_time())
         bank = PatchBank(bounder.template, stack)
         trained = Trained.nothing_yet(len(bank))
+        if self.training.objective == OBJECTIVE:
+            propose_caps(bank, worklist, bounder, self.training.margin, trained)
         if samples is not None:
             propose(bank, worklist, bounder, samples, trained)
         if others is not None:

@@ -7,6 +7,7 @@ from attrs import frozen
 
 from advrepair.core.attacking import balls
 from advrepair.core.bounding import bytes_per_box, bytes_per_patch, chunks
+from advrepair.core.capping import OBJECTIVE, capping
 from advrepair.core.config import Configuration
 from advrepair.core.counting import Count, constants, detector, epoch, forward, proof, rows
 from advrepair.core.graph import INPUT, NON_AFFINE, Network, size
@@ -102,6 +103,7 @@ class Setting:
 def setting_of(inputs: Inputs, plan: Configuration) -> Setting:
     """What a repair will be about, as far as that is known before the attack."""
     network, data, demanded = inputs.network, inputs.data, inputs.demanded
+    plan = capping(plan, network)
     asked = min(plan.problem.count, len(data.repair)) if data else 0
     rows_, patches = network.outputs - 1, asked
     if data is not None and asked:
@@ -180,6 +182,8 @@ def _attack_steps(plan: Configuration) -> float:
 
 def _epochs(plan: Configuration) -> float:
     """Epochs until a proof: counted on real runs, or one round where nothing shortens it."""
+    if plan.training.objective == OBJECTIVE:
+        return 0.0
     if plan.training.optimiser != "polyak" or not plan.training.scale:
         return plan.training.epochs + 1.0
     return 3.0 if plan.patch.hidden else 2.0
