@@ -11,7 +11,6 @@ rounded once, by u (3 S + m) at most. All that is less than delta S + m / 2, if 
 import numpy as np
 
 from advrepair.checker.bounds import LEVELS, Pair
-from advrepair.checker.files import Array
 from advrepair.checker.network import Network
 
 _LARGEST = {"deployed-float32": 2.0**100}  # of outputs, for which nothing overflows

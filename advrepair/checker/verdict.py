@@ -159,7 +159,7 @@ class _Check:
         # Without a patch nothing else compares the units that are cut with those that there are.
         own = self.tree.slope.shape[1] == self.tail.units
         demand(own or not claimed, "tree: slopes of other units than those of N")
-        whole = None  # between what the outputs of all inputs of certified pieces lie, if asked
+        reach: Pair | None = None  # of the outputs, for all certified pieces; where it is asked
         for q in np.unique(serving):
             nets, served = [self.tail], certified[serving == q]
             if q >= 0:
@@ -169,8 +169,8 @@ class _Check:
                 same = mine == (self.tail.input_shape, outputs, rest)
                 demand(same, "patch: its inputs, outputs or units")
                 if self.front is not None and (found := cap(self.tail, net, verdict.level)):
-                    whole = whole or faces(self.front, verdict.level, self._around(certified))
-                    if tame(whole, verdict.level) and self._capped(served, *found):
+                    reach = reach or faces(self.front, verdict.level, self._around(certified))
+                    if tame(reach, verdict.level) and self._capped(served, *found):
                         continue
             for at in range(0, len(served), size):
                 self._prove(nets, served[at : at + size])

@@ -73,17 +73,18 @@ def cap_stack(template: Network, label: Tensor, margin: float, rounding: Roundin
     """
     stack = {n: t.new_zeros(len(label), *t.shape) for n, t in template.tensors.items()}
     first, second, last = _layers(template)
-    K, each, eye = template.outputs, torch.arange(len(label)), torch.eye(template.outputs)
+    K, each = template.outputs, torch.arange(len(label))
+    eye = torch.eye(K, dtype=torch.float64)
     more = _float_above(1 + 2 * relative_of(K, rounding), template.dtype)
     less = 2 - more  # exact: more is near 1
-    stack[first[0]][:] = torch.cat([eye, -eye])
+    stack[first[0]][:] = torch.cat([eye, -eye]).to(template.dtype)
     rows = torch.cat([more * eye, -less * eye], 1).repeat(len(label), 1, 1)
     rows[each, :, label] -= less
     rows[each, :, K + label] += more
-    bias = torch.full((len(label), K), margin)
+    bias = torch.full((len(label), K), margin, dtype=torch.float64)
     rows[each, label], bias[each, label] = 0.0, 0.0
     stack[second[0]][:], stack[second[1]][:] = rows.to(template.dtype), bias.to(template.dtype)
-    stack[last[0]][:] = -eye
+    stack[last[0]][:] = -eye.to(template.dtype)
     stack[last[0]][each, label] = 0.0
     return stack
 

@@ -136,7 +136,8 @@ def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
     if problem.property and not problem.data and "input_range" not in given.get("problem", {}):
         # Images lie in [0, 1]; the inputs of a property file wherever it says.
         sections["problem"] = attrs.evolve(problem, input_range=())
-    chosen = _select(registry, sections["plan"], problem, bool(sections["patch"].at))
+    parted = bool(sections["patch"].at) or sections["training"].objective == "cap"
+    chosen = _select(registry, sections["plan"], problem, parted)
     sections["plan"] = Plan(**{role: cls.name for role, cls in chosen.items()})
     given = _merge([_by_component(layer, chosen) for layer in laid])
     components = {

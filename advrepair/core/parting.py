@@ -86,8 +86,6 @@ def _before_the_tail(network: Network, known: list[str]) -> str:
 
 
 def _choices(network: Network, known: list[str]) -> str:
-    if not known:
-        return "it has no place that all of its later layers read the input through"
     shown = known if len(known) <= _NAMED else ["...", *known[-_NAMED:]]
     return "choose one of " + ", ".join(shown)
 
