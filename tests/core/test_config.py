@@ -252,6 +252,11 @@ def test_what_one_section_cannot_say_is_not_written(registry):
         ({"problem": {"input_range": [1, 0]}}, r"^problem.input_range is \[1.0, 0.0\]"),
         ({"problem": {"network": "a.onnx"}}, r"^problem.data is empty"),
         ({"patch": {"boxes": "sampled"}}, r"^patch.boxes is 'sampled' and patch.at is empty"),
+        ({"training": {"clamp": False}}, r"^training.clamp is false: .*training.optimiser=adam"),
+        (
+            {"training": {"clamp": False, "optimiser": "adam", "objective": "intrusion"}},
+            r"^training.clamp is false, which .* leave one out",
+        ),
         ({"run": {"preset": "papr"}}, r"^run.preset is 'papr': it must be one of default, paper"),
         ({"certification": {"level": "float"}}, r"must be one of deployed, real, deployed-float32"),
         ({"plan": {"verifier": "deepoly"}}, r"^unknown verifier 'deepoly': did you mean 'deepp"),
