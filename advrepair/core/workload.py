@@ -20,6 +20,7 @@ _AT_ONCE = 256  # properties that are attacked together
 _QUERIES = 1000  # of an evaluation together
 _SAMPLE = 1000  # inputs whose patches are counted
 _SAMPLINGS = 2  # times that a ball is sampled after training: its box again, and fresh ones
+_FACES = 12  # times that the rows of all features of a ball, two each, are read or written
 _LEAST = 4  # boxes that are bounded together at least, padded: core/bounding.py
 _PAIR = 4  # bytes that one query and one region cost in routing
 _LAZY = 2**24  # what torch loads when it is first used for a gradient or a map
@@ -69,8 +70,8 @@ class Setting:
             return Count()
         if self.sampled:
             return self.samples
-        once = forward(self.parts.front)
-        return Count(double=3 * once.single, moved=3 * 2 * once.moved)
+        once, rows_ = forward(self.parts.front), 2 * 8 * self.seen * self.seen
+        return Count(double=3 * once.single, moved=3 * 2 * once.moved + _FACES * rows_)
 
     @property
     def sampled(self) -> bool:
