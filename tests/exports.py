@@ -15,6 +15,7 @@ from advrepair.core.patching import PatchBank, RepairedNetwork, patch_template
 from advrepair.core.routing_steps import GATES, LOGITS, ROUTE
 from advrepair.core.types import Assignment, Centres, Regions
 from advrepair.plugins.allocators.cosine import Cosine
+from advrepair.plugins.allocators.feature_cosine import FeatureCosine
 from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.nearest import Nearest
 from advrepair.plugins.allocators.none import NoAllocator
@@ -27,6 +28,8 @@ ALLOCATORS: list[Allocator] = [
     LabelPair(fallback=False),
     Cosine(),
     Cosine(top=2),
+    FeatureCosine(),
+    FeatureCosine(top=2),
 ]
 
 

@@ -123,16 +123,7 @@ def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
         name: build(cls, given.get(name, {}), name) for name, cls in SECTIONS.items()
     }
     problem: Problem = sections["problem"]
-    if not problem.data and not problem.property and problem.network != DEMO:
-        raise UsageError(
-            "problem.data is empty: name the npz file of the inputs with --data, or what must "
-            "hold with --property"
-        )
-    if problem.decision == "argmin" and (problem.data or not problem.property):
-        raise UsageError(
-            "problem.decision is argmin: labels of data are the largest output; leave --data out, "
-            "or negate the network's last layer"
-        )
+    _check_together(problem, sections["patch"])
     if problem.property and not problem.data and "input_range" not in given.get("problem", {}):
         # Images lie in [0, 1]; the inputs of a property file wherever it says.
         sections["problem"] = attrs.evolve(problem, input_range=())
@@ -145,6 +136,25 @@ def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
         for role, cls in chosen.items()
     }
     return Configuration(**sections, components=components)
+
+
+def _check_together(problem: Problem, patch: Patch) -> None:
+    """What is wrong only beside something else."""
+    if not problem.data and not problem.property and problem.network != DEMO:
+        raise UsageError(
+            "problem.data is empty: name the npz file of the inputs with --data, or what must "
+            "hold with --property"
+        )
+    if problem.decision == "argmin" and (problem.data or not problem.property):
+        raise UsageError(
+            "problem.decision is argmin: labels of data are the largest output; leave --data out, "
+            "or negate the network's last layer"
+        )
+    if patch.boxes == "sampled" and not patch.at:
+        raise UsageError(
+            "patch.boxes is 'sampled' and patch.at is empty: patches see the input, whose boxes "
+            "need no samples; name a layer with --at, or leave patch.boxes out"
+        )
 
 
 def component(registry: Registry, kind: str, name: str, layers: Sequence[Layer]) -> Component:

@@ -138,6 +138,25 @@ class Training:
     margin: float = option(0.01, "margin aimed at beyond the proof", at_least=0)
     scale: bool = option(True, "prove the least multiple of a patch that suffices")
     fallback: bool = option(True, "use a constant patch where the budget ends unproved")
+    clamp: bool = option(
+        True,
+        "a margin that suffices is left alone; false: all are raised until the budget ends, as the "
+        "paper does for features",
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.clamp:
+            return
+        if self.optimiser == "polyak":
+            raise UsageError(
+                "training.clamp is false: that loss has no least value, which steps of polyak "
+                "need; use --set training.optimiser=adam with a training.lr"
+            )
+        if self.objective != "margin":
+            raise UsageError(
+                "training.clamp is false, which wants patches as large as they get, and "
+                f"training.objective is {self.objective!r}, which wants small ones: leave one out"
+            )
 
 
 @attrs.frozen

@@ -60,6 +60,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Relu": F.relu,
     "Reshape": lambda x, shape: x.reshape(shape),
     "ScatterElements": lambda x, index, source, axis: x.scatter(axis, index, source),
+    "Sqrt": torch.sqrt,
     "Sub": torch.sub,
     "TopK": _largest,
     "Transpose": lambda x, perm: x.permute(perm),

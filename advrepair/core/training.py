@@ -81,7 +81,8 @@ def train(
     """Train patches until they are proved or the budget ends: Algorithm 1 for all of them.
 
     Rounds of training, each followed by refinement. Weights go to bank, the account to
-    result; what is settled there is left alone.
+    result; what is settled there is left alone. Without ``budget.clamp`` every patch is trained
+    until the budget ends, and proved then (section 3.4 of arXiv 2404.01642).
     """
     patches = (~result.settled).nonzero()[:, 0]
     if not len(patches):
@@ -95,7 +96,8 @@ def train(
         rows = bounder.with_hidden(stack, rows)
     active = _Open(patches, stack, optimiser, aim, rows, alone)
     for turn in range(1, max(1, budget.rounds) + 1):
-        _train_round(active, bank, worklist, bounder, budget, result)
+        proving = budget.clamp or turn >= budget.rounds
+        _train_round(active, bank, worklist, bounder, budget, result, proving)
         if not len(active.patch):
             return
         if turn < budget.rounds and _refine(active, worklist, bounder, refiner, budget.split):
@@ -113,24 +115,43 @@ def _train_round(
     bounder: Bounder,
     budget: sections.Training,
     result: Trained,
+    proving: bool,
 ) -> None:
-    """Algorithm 2: at most ``epochs`` steps; a patch leaves the moment it is proved."""
+    """Algorithm 2: at most ``epochs`` steps; a patch leaves the moment it is proved.
+
+    Without ``budget.clamp`` none leaves before the last step, and only if proving.
+    """
     for epoch in range(budget.epochs + 1):
         leaves = _leaves(active, last_layer(bank.template))
         rows = active.rows
         patch = bounder.patched(leaves, rows)
         margin = _margins(rows, rows.rows + patch)
-        factor, ready = _scale(active, patch, margin, budget.scale)
-        stay = ~_leave_proved(active, factor, ready, bank, worklist, bounder, result)
+        last = epoch == budget.epochs
+        stay = torch.ones(len(active.patch), dtype=torch.bool, device=margin.device)
+        if proving and (budget.clamp or last):
+            factor, ready = _scale(active, patch, margin, budget.scale)
+            stay = ~_leave_proved(active, factor, ready, bank, worklist, bounder, result)
         active.keep(stay)
-        if epoch == budget.epochs or not len(active.patch):
+        if last or not len(active.patch):
             return
-        loss = (active.aim[:, None, None] - margin[stay]).clamp(min=0).sum((1, 2))
+        loss = _losses(active.aim, margin[stay], budget.clamp)
         gradient = _gradient(loss.sum(), leaves, stay)
         with torch.no_grad():
             active.stack = active.optimiser.step(active.stack, gradient, loss.detach())
         result.epochs[active.patch] += 1
         active.stepped()
+
+
+def _losses(aim: Tensor, margin: Tensor, clamp: bool) -> Tensor:
+    """What the margins lack of the aim, summed for each patch: [q]; Theorem 3.4.
+
+    aim: [q]. margin: [q,B,G]; +inf is padding. Without clamp a margin beyond the aim counts
+    too, and makes the sum smaller: the loss of section 3.4 has no least value.
+    """
+    lack = aim[:, None, None] - margin
+    if clamp:
+        return lack.clamp(min=0).sum((1, 2))
+    return lack.masked_fill(margin.isposinf(), 0.0).sum((1, 2))
 
 
 def _leaves(active: _Open, last: tuple[str, str]) -> Stack:

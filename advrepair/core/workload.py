@@ -13,13 +13,15 @@ from advrepair.core.counting import Count, constants, detector, epoch, forward, 
 from advrepair.core.graph import INPUT, NON_AFFINE, Network, size
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.options import values
-from advrepair.core.parting import parted
+from advrepair.core.parting import Parts, parted
 from advrepair.core.patching import patch_template
 from advrepair.core.shards import packed
 
 _AT_ONCE = 256  # properties that are attacked together
 _QUERIES = 1000  # of an evaluation together
 _SAMPLE = 1000  # inputs whose patches are counted
+_SAMPLINGS = 2  # times that a ball is sampled after training: its box again, and fresh ones
+_FACES = 12  # times that the rows of all features of a ball, two each, are read or written
 _LEAST = 4  # boxes that are bounded together at least, padded: core/bounding.py
 _PAIR = 4  # bytes that one query and one region cost in routing
 _LAZY = 2**24  # what torch loads when it is first used for a gradient or a map
@@ -33,12 +35,11 @@ _PAGE = 250_000  # bytes of report.html and what else is small
 class Setting:
     """What a repair is about. tests: inputs for DD. balls: whether data are named.
 
-    tail: what is bounded with the patches: the network, or where they see a layer what is
-    behind that.
+    parts: of the network, where patches see a layer.
     """
 
     network: Network
-    tail: Network
+    parts: Parts | None
     template: Network
     plan: Configuration
     properties: int
@@ -47,6 +48,11 @@ class Setting:
     tests: int
     balls: bool
     files: bool
+
+    @property
+    def tail(self) -> Network:
+        """What is bounded with the patches: the network, or what is behind their layer."""
+        return self.parts.tail if self.parts else self.network
 
     @property
     def inputs(self) -> int:
@@ -60,11 +66,28 @@ class Setting:
 
     @property
     def front(self) -> Count:
-        """Faces of one box's features: a middle, a reach and a size, in float64."""
-        if self.tail is self.network:
+        """Of one ball: proved faces, a middle, a reach and a size each, in float64; or samples."""
+        if self.parts is None:
             return Count()
-        once = forward(self.network)
-        return Count(double=3 * once.single, moved=3 * 2 * once.moved)
+        if self.sampled:
+            return self.samples
+        once, rows_ = forward(self.parts.front), 2 * 8 * self.seen * self.seen
+        return Count(double=3 * once.single, moved=3 * 2 * once.moved + _FACES * rows_)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether boxes of features are those of samples."""
+        return self.parts is not None and self.plan.patch.boxes == "sampled"
+
+    @property
+    def samples(self) -> Count:
+        """All samples of one ball: two searches, and the features of what they and others gave."""
+        if self.parts is None or not self.sampled:
+            return Count()
+        asked = self.plan.sampling
+        searched = 2 * asked.steps
+        features = (asked.anywhere + asked.corners + searched) * forward(self.parts.front)
+        return features + searched * forward(self.network, True)
 
     @property
     def width(self) -> int:
@@ -114,11 +137,11 @@ def setting_of(inputs: Inputs, plan: Configuration) -> Setting:
     if demanded is not None:
         rows_ = max(rows_ if data else 0, demanded.C.shape[1])
     files = 0 if demanded is None else len(demanded)
-    tail = parted(network, plan.patch.at).tail if plan.patch.at else network
+    parts = parted(network, plan.patch.at) if plan.patch.at else None
     return Setting(
         network,
-        tail,
-        shapes(tail, plan.patch.hidden),
+        parts,
+        shapes(parts.tail if parts else network, plan.patch.hidden),
         plan,
         asked + files,
         patches + files,
@@ -139,6 +162,7 @@ def counts(setting: Setting) -> dict[str, tuple[Count, float]]:
     deployed = forward(setting.template, True) + setting.weights + routed
     attacked = n * (climb + steps * deployed) if plan.certification.attack else Count()
     boxes, read = max(n, _LEAST * shards), Count(moved=3 * 8 * network.parameters_count)
+    fronts = shards if plan.training.objective == OBJECTIVE else boxes  # one box for all of a shard
     trained = n * (epochs * epoch(setting.template, setting.rows))
     if plan.training.objective == "intrusion" and setting.balls:
         trained = n * detector(setting.template)
@@ -147,7 +171,7 @@ def counts(setting: Setting) -> dict[str, tuple[Count, float]]:
     return {
         "attack": (tried * climb, steps * tried / _AT_ONCE),
         "bounds": (
-            boxes * (rows(setting.tail, setting.rows, True) + setting.front) + shards * read,
+            boxes * rows(setting.tail, setting.rows, True) + fronts * setting.front + shards * read,
             shards,
         ),
         "training": (trained, shards * epochs),
@@ -165,6 +189,7 @@ def _evaluation(setting: Setting, climb: Count, routed: Count) -> Count:
     n, network, plan = setting.properties, setting.network, setting.plan
     query = 3.0 * forward(network) + forward(setting.template) + 2.0 * routed
     examples = n * setting.examples * (climb + query) + 2.0 * n * setting.weights
+    examples += n * _SAMPLINGS * setting.samples  # how often boxes fail
     if plan.allocator.name == "none":
         return examples + setting.tests * query
     # Every test input meets every centre, and then a patch.
@@ -181,9 +206,14 @@ def _attack_steps(plan: Configuration) -> float:
 
 
 def _epochs(plan: Configuration) -> float:
-    """Epochs until a proof: counted on real runs, or one round where nothing shortens it."""
+    """Epochs until a proof: counted on real runs, or one round where nothing shortens it.
+
+    All of them where the budget is always used up.
+    """
     if plan.training.objective == OBJECTIVE:
         return 0.0
+    if not plan.training.clamp:
+        return float(plan.training.rounds * (plan.training.epochs + 1))
     if plan.training.optimiser != "polyak" or not plan.training.scale:
         return plan.training.epochs + 1.0
     return 3.0 if plan.patch.hidden else 2.0

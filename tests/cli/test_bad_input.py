@@ -206,6 +206,7 @@ def test_more_than_there_are_of_given_ones(refused):
         (["--set", "trainig.lr=1"], "unknown section [trainig]: did you mean 'training'?"),
         (["--set", "training.lr=fast"], "training.lr is 'fast': it must be a finite number"),
         (["--set", "run.memory=0"], "run.memory is '0'"),
+        (["--set", "patch.boxes=sampled"], "patch.boxes is 'sampled' and patch.at is empty"),
         (["--force", "--resume"], "--force and --resume exclude each other"),
     ],
 )

@@ -251,6 +251,12 @@ def test_what_one_section_cannot_say_is_not_written(registry):
         ({"problem": {"input_range": "0"}}, r"^problem.input_range is \[0.0\]"),
         ({"problem": {"input_range": [1, 0]}}, r"^problem.input_range is \[1.0, 0.0\]"),
         ({"problem": {"network": "a.onnx"}}, r"^problem.data is empty"),
+        ({"patch": {"boxes": "sampled"}}, r"^patch.boxes is 'sampled' and patch.at is empty"),
+        ({"training": {"clamp": False}}, r"^training.clamp is false: .*training.optimiser=adam"),
+        (
+            {"training": {"clamp": False, "optimiser": "adam", "objective": "intrusion"}},
+            r"^training.clamp is false, which .* leave one out",
+        ),
         ({"run": {"preset": "papr"}}, r"^run.preset is 'papr': it must be one of default, paper"),
         ({"certification": {"level": "float"}}, r"must be one of deployed, real, deployed-float32"),
         ({"plan": {"verifier": "deepoly"}}, r"^unknown verifier 'deepoly': did you mean 'deepp"),
@@ -270,6 +276,13 @@ def test_what_one_section_cannot_say_is_not_written(registry):
 def test_what_is_refused(registry, layer, message):
     with pytest.raises(UsageError, match=message):
         resolve(registry, [layer])
+
+
+def test_boxes_of_a_layer_may_be_sampled(registry):
+    found = resolve(
+        registry, [{"patch": {"boxes": "sampled", "at": "auto"}, "plan": {"front": "deeppoly"}}]
+    )
+    assert (found.patch.at, found.patch.boxes) == ("auto", "sampled")
 
 
 def test_a_section_of_a_component_not_selected_is_ignored(registry):

@@ -8,10 +8,13 @@ from attrs import evolve
 from advrepair.cli import main
 from advrepair.core import pipeline
 from advrepair.core.config import resolve
+from advrepair.core.counting import forward
 from advrepair.core.estimate import estimate, in_bytes, in_seconds
 from advrepair.core.inputs import read_inputs
 from advrepair.core.memory import available_memory, peak_memory, resident_memory
+from advrepair.core.parting import parted
 from advrepair.core.registry import Registry
+from advrepair.core.workload import counts
 
 REGISTRY = Registry.load()
 
@@ -55,6 +58,45 @@ def test_everything_grows_with_the_count_and_the_patch(what):
     larger = predicted(problem={"count": 50}, patch={"hidden": [256, 64]})
     assert getattr(small, what) < getattr(more, what) < getattr(larger, what)
     assert sum(small.seconds.values()) < sum(more.seconds.values()) < sum(larger.seconds.values())
+
+
+def sampled(**sampling):
+    """Work of a repair of balls on boxes of samples, by stage; and its predicted seconds."""
+    layer = {"patch": {"at": "Relu_4", "boxes": "sampled"}, "sampling": sampling}
+    found = predicted(problem={"count": 20}, **layer)
+    return {k: count for k, (count, _) in counts(found.setting).items()}, found.seconds
+
+
+def test_samples_of_features_are_counted():
+    (few, soon), (many, late) = sampled(anywhere=8), sampled(anywhere=80_008)
+    network = read_inputs(configuration().problem).network
+    more = 20 * 80_000 * forward(parted(network, "Relu_4").front).single
+    assert many["bounds"].single - few["bounds"].single == pytest.approx(more, rel=1e-6)
+    assert many["evaluation"].single - few["evaluation"].single == pytest.approx(2 * more, rel=1e-6)
+    for stage in ("patches", "evaluation"):
+        assert late[stage] > 2 * soon[stage]
+
+
+@pytest.mark.parametrize("option", ["corners", "steps"])
+def test_every_kind_of_sample_is_counted(option):
+    (few, _), (many, _) = sampled(**{option: 0}), sampled(**{option: 50})
+    assert many["bounds"].single > few["bounds"].single
+    assert many["evaluation"].single > few["evaluation"].single
+
+
+def test_nothing_is_sampled_where_boxes_are_proved_or_known():
+    for patch in ({"at": "Relu_4"}, {}):
+        few, many = (
+            predicted(patch=patch, sampling={"anywhere": count}).setting for count in (1, 10**6)
+        )
+        assert counts(few) == counts(many)
+
+
+def test_a_budget_that_is_always_used_up_is_counted_whole():
+    adam = {"optimiser": "adam", "lr": 0.01, "rounds": 20}
+    short = predicted(training=adam).seconds
+    whole = predicted(training=adam | {"clamp": False}).seconds
+    assert whole["patches"] > 5 * short["patches"]
 
 
 def test_of_property_files_nothing_is_said_about_the_time(tmp_path):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import Tensor
 
+import advrepair
 from advrepair.core.agreement import check_relu, check_routed, trial_inputs
 from advrepair.core.errors import AdvrepairError, UsageError
 from advrepair.core.graph import INPUT, NON_AFFINE, Network, Operation
@@ -74,6 +75,22 @@ def test_any_batch(allocator):
     for batch in (1, 7, 256):
         logits, gates = run(model, x[:batch], LOGITS, ROUTE + GATES)
         assert gates.equal(repaired.route(x[:batch], logits))
+
+
+@pytest.mark.parametrize("name", ["cosine", "nearest", "feature-cosine"])
+def test_allocators_that_see_features(name):
+    base = convolutional(11)
+    x = torch.rand(80, *base.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = base(x).argmax(1)
+    given = {"patch": {"at": "auto"}, "plan": {"allocator": name}, "evaluation": {"samples": 1}}
+    given |= {} if name == "nearest" else {name: {"top": 2}}
+    repaired = advrepair.repair(base, x, y, epsilon=0.1, count=8, settings=given).network
+    model, many = routed_model(repaired), torch.cat([trial_inputs(repaired), x])
+    found = check_routed(model, repaired, many)
+    assert found.inputs == len(many) + 1 and found.deviation <= found.tolerance
+    (gates,) = run(model, x, ROUTE + GATES)
+    assert len(gates[repaired.box.first(x) < 0].unique(dim=0)) > 2
 
 
 @pytest.mark.parametrize("form", ["routed", "relu"])

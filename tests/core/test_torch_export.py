@@ -25,6 +25,7 @@ from advrepair.core.torch_export import (
 )
 from advrepair.core.types import Centres
 from advrepair.plugins.allocators.cosine import Cosine
+from advrepair.plugins.allocators.feature_cosine import FeatureCosine
 from advrepair.plugins.allocators.none import NoAllocator
 from advrepair.testing.networks import NETWORKS, convolutional, fully_connected
 
@@ -38,7 +39,7 @@ def test_the_module_for_torch_decides_alike(allocator):
     assert agrees(y[finite], expected[finite])
 
 
-@pytest.mark.parametrize("allocator", [NoAllocator(), Cosine(top=2)], ids=str)
+@pytest.mark.parametrize("allocator", [NoAllocator(), Cosine(top=2), FeatureCosine()], ids=str)
 def test_torch_files_take_any_batch(allocator):
     repaired = a_repair(convolutional(1), allocator, 7)
     x, module = trial_inputs(repaired)[:140], ExportableNetwork(repaired).eval()

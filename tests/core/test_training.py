@@ -13,7 +13,7 @@ from advrepair.core.interfaces import Refiner
 from advrepair.core.optimisers import Polyak
 from advrepair.core.patching import last_layer
 from advrepair.core.solving import are_constant
-from advrepair.core.training import Trained, train
+from advrepair.core.training import Trained, _losses, train
 from advrepair.core.types import LinearBound, SplitPlan
 from advrepair.plugins.refiners.gradient_width import GradientWidth
 from advrepair.plugins.refiners.none import NoRefiner
@@ -132,6 +132,65 @@ def test_the_budget_is_kept():
     assert (result.epochs[~good] == 12).all() and (result.epochs[good] <= 12).all()
 
 
+PUSHED = {"clamp": False, "optimiser": "adam", "lr": 0.05, "epochs": 4, "rounds": 3}
+
+
+@pytest.mark.parametrize("hidden", [(), (5,)])
+def test_without_a_clamp_margins_grow_until_the_budget_ends(hidden):
+    clamped, parts = some_parts(hidden=hidden), some_parts(hidden=hidden)
+    first = run(clamped, **PUSHED | {"clamp": True, "rounds": 20})
+    result = run(parts, **PUSHED | {"rounds": 20})
+    assert (first.epochs < 80).all() and (result.epochs == 80).all()
+    assert proved(clamped).all() and proved(parts).all()
+    assert parts.margins().min() > 3 * clamped.margins().max()
+    assert not are_constant(parts.bank).any()
+
+
+def test_without_a_clamp_a_margin_that_suffices_is_raised_too():
+    network = a_network()
+    x, y = some_data(30, network)
+    sure = network(x).topk(2, dim=1).values.diff(dim=1)[:, 0].argsort()[:2]
+    problem = Problem(the_balls(network, x[sure], y[sure], 1e-3), x[sure], sure)
+    parts = some_parts(problem, network)
+    before = parts.margins()
+    result = run(parts, **PUSHED)
+    assert (before > 0).all() and (parts.margins() > before).all()
+    assert result.epochs.tolist() == [12, 12]
+
+
+def test_without_a_clamp_what_counts_as_proved_is_what_the_bounds_prove():
+    problem = a_problem(count=9, epsilon=0.08)
+    parts = some_parts(indicator=Mixed(), problem=problem)
+    result = run(parts, refiner=GradientWidth(), fallback=False, **PUSHED | {"split": 2})
+    margin, good = parts.margins(), proved(parts)
+    kept = {
+        int(n): float(m) for nodes, m, _ in result.proofs for n, m in zip(nodes, m, strict=True)
+    }
+    assert 0 < good.sum() < len(good) and len(parts.worklist.owner) > 9
+    theirs = good[parts.worklist.patch]
+    assert set(kept) == set(parts.worklist.node[theirs].tolist())
+    for node, least in zip(parts.worklist.node[theirs].tolist(), margin[theirs], strict=True):
+        assert kept[node] == pytest.approx(least.item(), abs=1e-9)
+
+
+def test_without_a_clamp_a_certifier_that_proves_nothing_is_not_passed_over():
+    parts = some_parts(certifier=Vague())
+    result = run(parts, fallback=False, **PUSHED)
+    assert result.proofs == [] or all(not len(nodes) for nodes, *_ in result.proofs)
+    assert not proved(parts).any() and (result.epochs == 12).all()
+
+
+def test_without_a_clamp_the_loss_is_the_sum_of_all_that_is_lacking():
+    margin = torch.tensor([[[0.5, -2.0], [3.0, torch.inf]], [[1.0, 0.0], [torch.inf, torch.inf]]])
+    aim = torch.tensor([1.0, 0.0])
+    assert _losses(aim, margin, True).tolist() == [3.5, 0.0]
+    margin.requires_grad_(True)
+    loss = _losses(aim, margin, False)
+    assert loss.tolist() == [0.5 + 3.0 - 2.0, -1.0]
+    (slope,) = torch.autograd.grad(loss.sum(), margin)
+    assert torch.equal(slope, -torch.isfinite(margin).float())
+
+
 @pytest.mark.parametrize("fallback", [True, False])
 def test_what_is_not_proved_falls_back_to_a_constant(fallback):
     parts = some_parts(verifier=Vague())
@@ -170,10 +229,10 @@ class Ignorant(DeepPoly):
         return bound
 
 
-@pytest.mark.parametrize("optimiser", ["polyak", "adam"])
-def test_a_verifier_that_does_not_know_leaves_finite_weights(optimiser):
+@pytest.mark.parametrize(("optimiser", "clamp"), [("polyak", 1), ("adam", 1), ("adam", 0)])
+def test_a_verifier_that_does_not_know_leaves_finite_weights(optimiser, clamp):
     parts = some_parts(verifier=Ignorant())
-    run(parts, optimiser=optimiser, epochs=2, rounds=2, fallback=False)
+    run(parts, optimiser=optimiser, clamp=bool(clamp), epochs=2, rounds=2, fallback=False)
     assert all(torch.isfinite(t).all() for t in parts.repaired.bank.stack.values())
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from advrepair.core.interfaces import Allocator
 from advrepair.core.types import Centres
-from advrepair.plugins.allocators import advrepair_components, labels, similarity
+from advrepair.plugins.allocators import advrepair_components, closeness, labels, similarity
 from advrepair.plugins.allocators.cosine import Cosine
+from advrepair.plugins.allocators.feature_cosine import FeatureCosine
 from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.nearest import Nearest
 from advrepair.plugins.allocators.none import NoAllocator
@@ -17,6 +18,8 @@ from advrepair.plugins.allocators.none import NoAllocator
 ALLOCATORS = [
     Cosine(),
     Cosine(top=1),
+    FeatureCosine(),
+    FeatureCosine(top=1),
     LabelPair(),
     LabelPair(fallback=False),
     Nearest(),
@@ -156,9 +159,9 @@ def test_nearest_by_hand() -> None:
     assert chosen(Nearest(within=0.1), [1.0, 0.0, 0.0]) == []
 
 
-def test_the_hook_brings_all_five() -> None:
+def test_the_hook_brings_all_six() -> None:
     names = {component.name for component in advrepair_components()}
-    assert names == {"cosine", "kernel", "label-pair", "nearest", "none"}
+    assert names == {"cosine", "feature-cosine", "kernel", "label-pair", "nearest", "none"}
 
 
 @pytest.mark.parametrize("top", [1, 3, 10, 1000])
@@ -177,3 +180,122 @@ def test_cosine_label_by_label_is_cosine_over_all_centres(top: int, odd: float |
     assert torch.equal(found, similarity._nearest(logits, centres, top))
     serves = patch[:, None] == torch.arange(199)
     assert torch.equal(centres.to_patches(found), (found.float() @ serves.float()) > 0)
+
+
+# Near and similar in what patches see --------------------------------------------------------
+
+
+def distances(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance and cosine of every query and repaired input, [N,P], by the plain formulas."""
+    query, centre = x.flatten(1).double()[:, None], known.flatten(1).double()[None]
+    apart = (query - centre).norm(dim=2)
+    return apart, torch.nn.functional.cosine_similarity(query, centre, dim=2, eps=1e-30)
+
+
+@settings(deadline=None)
+@given(situations(), st.integers(1, 4))
+def test_feature_cosine_takes_the_near_and_similar_of_the_label(
+    situation: Situation, top: int
+) -> None:
+    x, logits, centres = situation
+    serves = FeatureCosine(top=top).allocate(x, logits, centres)[:, centres.patch]
+    apart, cosine = distances(x, centres.x)
+    score = apart * (2 - cosine)
+    for i, on in enumerate(serves):
+        candidate = centres.label == logits[i].argmax()
+        assert int(on.sum()) == min(top, int(candidate.sum()))
+        left = candidate & ~on
+        if left.any() and on.any():
+            assert score[i][on].max() <= score[i][left].min() + 1e-4
+        # Nobody is passed over who is nearer and more similar than one that is taken.
+        for taken in on.nonzero()[:, 0].tolist():
+            better = (apart[i] < apart[i, taken] - 1e-4) & (cosine[i] > cosine[i, taken] + 1e-4)
+            assert not (better & left).any()
+
+
+@settings(deadline=None)
+@given(situations())
+def test_feature_cosine_looks_at_no_logit_but_for_the_label(situation: Situation) -> None:
+    x, logits, centres = situation
+    other = centres.logits.flip(0) * 3 + 1
+    known = Centres(centres.x, other, centres.label, centres.target, centres.patch, centres.patches)
+    first, second = (FeatureCosine(top=2).allocate(x, logits, c) for c in (centres, known))
+    assert torch.equal(first, second)
+
+
+def features_of(x: list[list[float]]) -> Centres:
+    known, nothing = torch.tensor(x), torch.zeros(len(x), dtype=torch.long)
+    return Centres(known, torch.zeros(len(x), 2), nothing, nothing, torch.arange(len(x)), len(x))
+
+
+def closest_to(query: list[float], x: list[list[float]], top: int) -> list[int]:
+    found = FeatureCosine(top=top).allocate(
+        torch.tensor([query]), torch.tensor([[1.0, 0.0]]), features_of(x)
+    )
+    return found[0].nonzero().flatten().tolist()
+
+
+def test_feature_cosine_by_hand() -> None:
+    # In one direction: the nearer. The product of the paper, cosine times distance, takes 2.
+    assert closest_to([1.0, 1.0], [[2.0, 2.0], [1.5, 1.5], [9.0, 9.0]], 1) == [1]
+    # At one distance: the more similar.
+    assert closest_to([1.0, 0.0], [[1.0, 1.0], [2.0, 0.0], [0.0, 0.0]], 1) == [1]
+    assert closest_to([1.0, 0.0], [[1.0, 1.0], [2.0, 0.0], [0.0, 0.0]], 2) == [0, 1]
+    # The same point, and the first of equals.
+    assert closest_to([1.0, 1.0], [[3.0, 1.0], [1.0, 1.0], [1.0, 1.0]], 1) == [1]
+    # Nothing has a direction at zero, and everything a distance.
+    assert closest_to([0.0, 0.0], [[3.0, 1.0], [1.0, -1.0], [-1.0, -3.0]], 1) == [1]
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("of", ["query", "centre"])
+def test_feature_cosine_of_numbers_that_are_none(odd: float, of: str) -> None:
+    label = torch.tensor([0, 0, 1, -1])
+    x, known = torch.ones(2, 3), torch.eye(4, 3) + 0.5
+    (x if of == "query" else known)[0, 1] = odd
+    centres = Centres(known, torch.zeros(4, 2), label, label, torch.arange(4), 4)
+    found = FeatureCosine().allocate(x, torch.tensor([[1.0, 0.0]] * 2), centres)
+    both, lost = [True, True, False, False], [False, True, False, False]
+    if odd == odd:
+        assert found.tolist() == [both, both]
+    else:
+        assert found.tolist() == ([[False] * 4, both] if of == "query" else [lost, lost])
+
+
+@pytest.mark.parametrize("width", [1, 512, 3136])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_sums_over_many_features_are_exact_in_any_order(width: int, size: float) -> None:
+    noise = torch.Generator().manual_seed(width)
+    known = size * torch.randn(40, width, generator=noise)
+    x = 3 * size * torch.randn(130, width, generator=noise)
+    x[0], x[1], x[2] = known.abs().max(), -1e3 * known.abs().max(), known[7]
+    grid = closeness._Grid.of(known)
+    query, centre = grid.multiples(x), grid.multiples(known)
+    assert float(query.abs().max()) <= grid.most
+    assert grid.most / 4 <= float(centre.abs().max()) <= grid.most / 2
+    assert torch.equal(query, query.round()) and torch.equal(centre, centre.float().double())
+    whole = closeness._closeness(query, centre)
+    order = torch.randperm(width, generator=noise)
+    for part in (slice(0, 1), slice(2, 9), slice(0, 130)):
+        again = closeness._closeness(query[part][:, order], centre[:, order])
+        assert torch.equal(whole[part], again)
+    exact = [sum(int(a) * int(b) for a, b in zip(query[i], centre[5], strict=True)) for i in (0, 1)]
+    assert (query[:2] @ centre[5]).tolist() == exact
+    sure = query.abs().amax(1) < grid.most  # nothing was cut off
+    apart, cosine = distances(x[sure].double() / size, known.double() / size)
+    expected = apart * size * grid.inverse * (cosine - 2)
+    torch.testing.assert_close(whole[sure], expected, rtol=1e-3, atol=2.0 * width**0.5)
+
+
+def test_an_allocation_by_many_features_does_not_depend_on_the_batch() -> None:
+    noise = torch.Generator().manual_seed(0)
+    known, x = torch.rand(60, 3136, generator=noise), torch.rand(33, 3136, generator=noise)
+    known[30:] = known[:30] * (1 + 2**-22 * torch.rand(30, 1, generator=noise))  # nearly ties
+    label = torch.arange(60) % 2
+    centres = Centres(known, torch.zeros(60, 2), label, label, torch.arange(60), 60)
+    logits = torch.rand(33, 2, generator=noise)
+    whole = FeatureCosine(top=5).allocate(x, logits, centres)
+    for size in (1, 2, 7):
+        parts = zip(x.split(size), logits.split(size), strict=True)
+        found = [FeatureCosine(top=5).allocate(*part, centres) for part in parts]
+        assert torch.equal(whole, torch.cat(found))

@@ -3,6 +3,7 @@
 from advrepair.core.hookspecs import hookimpl
 from advrepair.core.interfaces import Component
 from advrepair.plugins.allocators.cosine import Cosine
+from advrepair.plugins.allocators.feature_cosine import FeatureCosine
 from advrepair.plugins.allocators.kernel import Kernel
 from advrepair.plugins.allocators.label_pair import LabelPair
 from advrepair.plugins.allocators.nearest import Nearest
@@ -12,4 +13,4 @@ from advrepair.plugins.allocators.none import NoAllocator
 @hookimpl
 def advrepair_components() -> tuple[type[Component], ...]:
     """The allocators."""
-    return (Cosine, Kernel, LabelPair, Nearest, NoAllocator)
+    return (Cosine, FeatureCosine, Kernel, LabelPair, Nearest, NoAllocator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,17 +43,34 @@ def most_similar(logits: Tensor, centres: Centres, top: int) -> Tensor:
     if not bool(logits.isfinite().all() & centres.logits.isfinite().all()):
         parts = torch.split(logits, queries_at_once(len(centres.label)))
         return torch.cat([_nearest(part, centres, top) for part in parts])
-    chosen = torch.zeros(len(logits), len(centres.label), dtype=torch.bool, device=logits.device)
-    label = logits.argmax(1)
+
+    def scores(queries: Tensor, candidates: Tensor) -> Tensor:
+        return _similarity(logits[queries].double(), centres.logits[candidates].double())
+
+    return largest_of_label(logits.argmax(1), centres.label, top, 1, scores)
+
+
+def largest_of_label(
+    label: Tensor,
+    theirs: Tensor,
+    top: int,
+    width: int,
+    scores: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The top centres of each query's label, of equal ones the first: bool [N,P].
+
+    label: of the queries, [N]. theirs: of the centres, [P]. width: numbers that a query holds
+    while it is compared. scores: of some queries and some centres, which it is given the numbers
+    of: finite, a row for each query.
+    """
+    chosen = torch.zeros(len(label), len(theirs), dtype=torch.bool, device=label.device)
     for value in label.unique().tolist():
-        candidates = (centres.label == value).nonzero()[:, 0]
+        candidates = (theirs == value).nonzero()[:, 0]
         if not len(candidates):
             continue
-        known = centres.logits[candidates].double()
         queries = (label == value).nonzero()[:, 0]
-        for part in queries.split(queries_at_once(len(candidates))):
-            best = _largest(_similarity(logits[part].double(), known), top)
-            row, column = best.nonzero().T
+        for part in queries.split(queries_at_once(max(width, len(candidates)))):
+            row, column = _largest(scores(part, candidates), top).nonzero().T
             chosen[part[row], candidates[column]] = True
     return chosen
 
@@ -85,11 +104,20 @@ def write_most_similar(to: OperatorList, logits: str, centres: Centres, top: int
         column = to.call("Gather", query, to.constant(torch.tensor([k])), axis=1)
         product = to.call("Mul", column, to.constant(centre[None]))
         total = product if not total else to.call("Add", total, product)
-    low, high = (to.constant(torch.tensor([e]).double()) for e in (-torch.inf, torch.inf))
+    high = to.constant(torch.tensor([torch.inf]).double())
     ranked = to.call("Where", to.call("IsNaN", total), high, total)  # as torch sorts NaN
-    ranked = to.call("Where", candidate, ranked, low)
+    return write_to_patches(to, write_largest(to, ranked, candidate, top), centres)
+
+
+def write_largest(to: OperatorList, scores: str, candidate: str, top: int) -> str:
+    """The top candidates of each row, of equal ones the first: bool [N,P].
+
+    scores: float64 [N,P] without NaN. candidate: bool [N,P]. top: at most P.
+    """
+    low = to.constant(torch.tensor([-torch.inf]).double())
+    ranked = to.call("Where", candidate, scores, low)
     # Of equal values the one with the lower index comes first.
     order = to.call("TopK", ranked, k=top, axis=1)
     nothing = to.call("And", candidate, to.call("Not", candidate))
     chosen = to.call("ScatterElements", nothing, order, to.call("Equal", order, order), axis=1)
-    return write_to_patches(to, to.call("And", chosen, candidate), centres)
+    return to.call("And", chosen, candidate)
