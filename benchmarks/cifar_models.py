@@ -87,6 +87,30 @@ class ResNet18(nn.Module):
         return self.linear(F.avg_pool2d(x, 4).flatten(1))
 
 
+class ResNet2b(nn.Module):
+    """Two residual blocks and two linear layers: of the size that VNN-COMP verifies.
+
+    Five convolutions, strides in place of pools; 1,024 features before the linear layers.
+    """
+
+    input_shape = INPUT_SHAPE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalise = Normalise()
+        self.conv1 = _convolution(3, 8, stride=2)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.layer1 = Residual(8, 16, 2)
+        self.layer2 = Residual(16, 16, 1)
+        self.hidden = nn.Linear(16 * 8 * 8, 100)
+        self.linear = nn.Linear(100, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(self.normalise(x))))
+        x = self.layer2(self.layer1(x)).flatten(1)
+        return self.linear(F.relu(self.hidden(x)))
+
+
 class Vgg19(nn.Module):
     """Sixteen convolutions with batch normalisation, five max pools, one linear layer.
 
@@ -117,6 +141,11 @@ class Vgg19(nn.Module):
 def resnet18() -> nn.Module:
     """For ``pyautoattack/examples/model_test.pt``, 11.2 million parameters."""
     return ResNet18()
+
+
+def resnet2b() -> nn.Module:
+    """A small residual network, 0.1 million parameters."""
+    return ResNet2b()
 
 
 def vgg19_bn(width: float = 0.25) -> nn.Module:

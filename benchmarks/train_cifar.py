@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from benchmarks import cifar, cifar_models
 from benchmarks.cifar import Part
 
-MODELS = ("resnet18", "vgg19_bn_full", "vgg19_bn_quarter", "vgg19_bn_tiny")
+MODELS = ("resnet2b", "resnet18", "vgg19_bn_full", "vgg19_bn_quarter", "vgg19_bn_tiny")
 _SHIFT = 4
 _SMOOTHING = 0.1
 _MOMENTUM = 0.9
