@@ -159,7 +159,7 @@ def vgg19_bn_full() -> nn.Module:
 
 
 def vgg19_bn_quarter() -> nn.Module:
-    """A quarter of the width, 1.3 million parameters: one CPU core trains it in an hour."""
+    """A quarter of the width, 1.3 million parameters: one CPU core trains it in under an hour."""
     return Vgg19(0.25)
 
 
