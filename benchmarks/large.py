@@ -1,15 +1,16 @@
 """Large networks: what patches behind the convolutions and caps bring, and what they cost.
 
 ``ADVREPAIR_DATA=... python -m benchmarks.large --model resnet18 --weights model_test.pt --out
-FOLDER [--radii 4/255] [--counts 50,100] [--ways cap,sampled,proved] [--limit 200] [--page]``
+FOLDER [--radii 4/255] [--counts 50,100] [--ways cap,sampled,proved,paper] [--limit 200] [--page]``
 
 Images are the lossless ones of CIFAR-10, radii are in pixels. Every cell is one ``advrepair run``,
 one ``advrepair evaluate`` and one ``advrepair check``, each in a process of its own, as a user
 would start it; what they say is kept in FOLDER, and a cell that is there is not computed again.
 ``--page`` prints the table of all cells in FOLDER.
 
-Ways: ``cap``, training.objective=cap; ``sampled``, the paper's, boxes of sampled features;
-``proved``, boxes of proved features.
+Ways: ``cap``, training.objective=cap; ``sampled``, boxes of sampled features; ``proved``, boxes of
+proved features; ``paper``, boxes of samples with the paper's patches, loss, steps and allocation
+by features, its sign put right. The others act in their balls only.
 """
 
 import argparse
@@ -30,6 +31,10 @@ _WAYS = {
     "cap": ["--set", "training.objective=cap"],
     "sampled": ["--at", "auto", "--set", "patch.boxes=sampled"],
     "proved": ["--at", "auto"],
+    "paper": [
+        *("--preset", "paper", "--at", "auto", "--set", "patch.boxes=sampled"),
+        *("--set", "training.clamp=false", "--allocator", "feature-cosine"),
+    ],
 }
 _STATES = ("certified", "empirical", "falsified", "unknown")
 _RATES = ("RSR", "RGR", "DD", "DSR", "DGSR-query", "DGSR-oracle")
@@ -43,7 +48,8 @@ def commands(
     factory = f"benchmarks.cifar_models:{given.model}"
     files = [str(given.weights), "--factory", factory]
     files += ["--data", f"{data}/cifar10/cifar10_lossless.npz"]
-    asked = ["--epsilon", radius, "--count", str(count), "--allocator", given.allocator]
+    asked = ["--epsilon", radius, "--count", str(count)]
+    asked += [] if way == "paper" else ["--allocator", "none"]
     asked += ["--set", f"evaluation.samples={given.samples}"]
     return [
         ["advrepair", "run", *files, *asked, *_WAYS[way], "--out"],
@@ -70,7 +76,7 @@ def compute(given: argparse.Namespace, radius: str, count: int, way: str) -> Rec
     shown = commands(given, radius, count, way, "$ADVREPAIR_DATA")
     return {
         "model": given.model, "radius": radius, "count": count, "way": way,
-        "allocator": given.allocator, "verdict": json.loads(done.stdout), "report": report,
+        "verdict": json.loads(done.stdout), "report": report,
         "manifest": {key: manifest[key] for key in ("hardware", "seed", "versions")},
         "seconds": seconds, "commands": [" ".join([*part, "FOLDER"]) for part in shown],
         "date": datetime.date.today().isoformat(),
@@ -112,7 +118,6 @@ def main() -> None:
     parser.add_argument("--radii", type=_listed, default=["4/255", "8/255"])
     parser.add_argument("--counts", type=_listed, default=["50", "100", "200", "500", "1000"])
     parser.add_argument("--ways", type=_listed, default=["cap", "sampled"])
-    parser.add_argument("--allocator", default="none")
     parser.add_argument("--limit", type=int, default=100, help="unseen images that are attacked")
     parser.add_argument("--samples", type=int, default=1, help="examples for RGR to each for RSR")
     parser.add_argument("--page", action="store_true")
@@ -124,7 +129,7 @@ def main() -> None:
         parser.error("give --weights, and set ADVREPAIR_DATA to the folder that holds cifar10/")
     given.out.mkdir(parents=True, exist_ok=True)
     for radius, count, way in product(given.radii, given.counts, given.ways):
-        name = f"{given.model}-{radius.replace('/', 'of')}-{count}-{way}-{given.allocator}.json"
+        name = f"{given.model}-{radius.replace('/', 'of')}-{count}-{way}.json"
         if not (given.out / name).exists():
             found = compute(given, radius, int(count), way)
             write_json(given.out / name, found)

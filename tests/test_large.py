@@ -15,9 +15,7 @@ from advrepair.core.files import read_json
 from advrepair.core.network import load_network
 from benchmarks import cifar_models, large
 
-GIVEN = argparse.Namespace(
-    model="resnet18", weights=Path("w.pt"), allocator="none", samples=1, limit=100
-)
+GIVEN = argparse.Namespace(model="resnet18", weights=Path("w.pt"), samples=1, limit=100)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,7 @@ def test_a_small_residual_network_is_repaired_from_its_onnx_file(way, files, tmp
     assert checker.check(tmp_path / "run").word == "VALID"
 
 
-@pytest.mark.parametrize("way", ["cap", "sampled", "proved"])
+@pytest.mark.parametrize("way", ["cap", "sampled", "proved", "paper"])
 def test_the_commands_of_a_cell_are_what_a_user_would_type(way):
     run, evaluate, check = large.commands(GIVEN, "4/255", 50, way, "$ADVREPAIR_DATA")
     assert run[:5] == [
