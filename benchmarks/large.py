@@ -4,7 +4,7 @@
 FOLDER [--radii 4/255] [--counts 50,100] [--ways cap,sampled,proved,paper] [--limit 200] [--page]``
 
 Images are the lossless ones of CIFAR-10, radii are in pixels. Every cell is one ``advrepair run``,
-one ``advrepair evaluate`` and one ``advrepair check``, each in a process of its own, as a user
+one ``advrepair evaluate``, which can be left out (``--limit 0``), and one ``advrepair check``, each in a process of its own, as a user
 would start it; what they say is kept in FOLDER, and a cell that is there is not computed again.
 ``--page`` prints the table of all cells in FOLDER.
 
@@ -51,24 +51,22 @@ def commands(
     asked = ["--epsilon", radius, "--count", str(count)]
     asked += [] if way == "paper" else ["--allocator", "none"]
     asked += ["--set", f"evaluation.samples={given.samples}"]
-    return [
-        ["advrepair", "run", *files, *asked, *_WAYS[way], "--out"],
-        ["advrepair", "evaluate", "--limit", str(given.limit)],
-        ["advrepair", "check"],
-    ]
+    evaluate = ["advrepair", "evaluate", "--limit", str(given.limit)]
+    run = ["advrepair", "run", *files, *asked, *_WAYS[way], "--out"]
+    return [run, *[evaluate] * bool(given.limit), ["advrepair", "check"]]
 
 
 def compute(given: argparse.Namespace, radius: str, count: int, way: str) -> Record:
-    """Repair, evaluate and check."""
+    """Repair, evaluate, if any input is to be attacked, and check."""
     seconds = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         parts = commands(given, radius, count, way, os.environ["ADVREPAIR_DATA"])
-        for name, arguments in zip(("run", "evaluate", "check"), parts, strict=True):
+        for arguments in parts:
             begin = time.perf_counter()
             command = [sys.executable, "-m", *arguments, str(folder), "--json"]
             done = subprocess.run(command, capture_output=True, text=True)
-            seconds[name] = time.perf_counter() - begin
+            seconds[arguments[1]] = time.perf_counter() - begin
             if done.returncode not in (0, 3):
                 last = (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
                 raise RuntimeError(f"{' '.join(command)}: {last}")
@@ -118,7 +116,9 @@ def main() -> None:
     parser.add_argument("--radii", type=_listed, default=["4/255", "8/255"])
     parser.add_argument("--counts", type=_listed, default=["50", "100", "200", "500", "1000"])
     parser.add_argument("--ways", type=_listed, default=["cap", "sampled"])
-    parser.add_argument("--limit", type=int, default=100, help="unseen images that are attacked")
+    parser.add_argument(
+        "--limit", type=int, default=100, help="unseen images attacked; 0: no evaluation"
+    )
     parser.add_argument("--samples", type=int, default=1, help="examples for RGR to each for RSR")
     parser.add_argument("--page", action="store_true")
     given = parser.parse_args()
