@@ -1,12 +1,12 @@
 """Large networks: what patches behind the convolutions and caps bring, and what they cost.
 
 ``ADVREPAIR_DATA=... python -m benchmarks.large --model resnet18 --weights model_test.pt --out
-FOLDER [--radii 4/255] [--counts 50,100] [--ways cap,sampled,proved,paper] [--limit 200] [--page]``
+FOLDER [--radii 4/255] [--counts 50,100] [--ways cap,sampled,proved,paper] [--limit 100] [--page]``
 
 Images are the lossless ones of CIFAR-10, radii are in pixels. Every cell is one ``advrepair run``,
-one ``advrepair evaluate``, which can be left out (``--limit 0``), and one ``advrepair check``, each in a process of its own, as a user
-would start it; what they say is kept in FOLDER, and a cell that is there is not computed again.
-``--page`` prints the table of all cells in FOLDER.
+one ``advrepair evaluate``, which ``--limit 0`` leaves out, and one ``advrepair check``, each in a
+process of its own, as a user would start it; what they say is kept in FOLDER, and a cell that is
+there is not computed again. ``--page`` prints the table of all cells in FOLDER.
 
 Ways: ``cap``, training.objective=cap; ``sampled``, boxes of sampled features; ``proved``, boxes of
 proved features; ``paper``, boxes of samples with the paper's patches, loss, steps and allocation
