@@ -127,8 +127,7 @@ def resolve(registry: Registry, layers: Sequence[Layer]) -> Configuration:
     if problem.property and not problem.data and "input_range" not in given.get("problem", {}):
         # Images lie in [0, 1]; the inputs of a property file wherever it says.
         sections["problem"] = attrs.evolve(problem, input_range=())
-    parted = bool(sections["patch"].at) or sections["training"].objective == "cap"
-    chosen = _select(registry, sections["plan"], problem, parted)
+    chosen = _select(registry, sections["plan"], problem)
     sections["plan"] = Plan(**{role: cls.name for role, cls in chosen.items()})
     given = _merge([_by_component(layer, chosen) for layer in laid])
     components = {
@@ -238,10 +237,8 @@ def _own(cls: type[Component], options: Mapping[str, object]) -> Mapping[str, ob
     return {name: value for name, value in options.items() if name in known}
 
 
-def _select(
-    registry: Registry, plan: Plan, problem: Problem, parted: bool
-) -> dict[str, type[Component]]:
-    """Classes by role, defaults filled in. parted: patches see a layer behind others."""
+def _select(registry: Registry, plan: Plan, problem: Problem) -> dict[str, type[Component]]:
+    """Classes by role, defaults filled in."""
     names = attrs.asdict(plan)
     verifier = cast(type[Verifier], registry.find("verifier", plan.verifier))
     indicator = cast(type[Indicator], registry.find("indicator", plan.indicator))
@@ -249,7 +246,7 @@ def _select(
     names["certifier"] = plan.certifier or (
         "zonotope" if problem.property and not problem.data else rigorous
     )
-    names["front"] = plan.front or ("interval" if parted else names["certifier"])
+    names["front"] = plan.front or "interval"
     names["allocator"] = plan.allocator or ("none" if problem.property else indicator.allocator)
     names["evaluation_attack"] = plan.evaluation_attack or plan.attack
     chosen = {role: registry.find(kind, names[role]) for role, kind in ROLES.items()}

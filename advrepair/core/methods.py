@@ -11,6 +11,7 @@ from attrs import Factory, evolve, frozen
 from torch import Tensor, nn
 
 from advrepair.core.attacking import Problem, generator, perturb
+from advrepair.core.capping import OBJECTIVE
 from advrepair.core.config import Configuration
 from advrepair.core.covering import cover
 from advrepair.core.data import Dataset
@@ -24,9 +25,10 @@ from advrepair.core.interfaces import Method
 from advrepair.core.memory import out_of_memory
 from advrepair.core.parting import parted
 from advrepair.core.patching import PatchBank, RepairedNetwork, attach, constant_stack
-from advrepair.core.pipeline import mend
+from advrepair.core.pipeline import check_layer, mend
 from advrepair.core.remembering import not_repaired, remember
-from advrepair.core.tasks import Labelled, MethodResult, MethodStatus, Scope, Task
+from advrepair.core.sections import Patch
+from advrepair.core.tasks import Hotfix, Labelled, MethodResult, MethodStatus, Scope, Task
 from advrepair.core.types import PropertySet, Status
 from advrepair.core.unseen import least_margins
 from advrepair.core.verifying import Outcome, Verification
@@ -152,9 +154,15 @@ class Bench:
             status = MethodStatus.OUT_OF_MEMORY if out_of_memory(error) else MethodStatus.FAILED
             return _nothing(status, error)
 
-    def _hotfix(self, task: Task, constant: bool) -> MethodResult:
-        work = Work(task.tell)
-        return self._constant(work) if constant else self._repaired(work)
+    def _hotfix(self, task: Task, kind: Hotfix) -> MethodResult:
+        work, plan = Work(task.tell), self.plan
+        if kind == "constant":
+            return self._constant(work)
+        if kind == "cap":
+            training = evolve(plan.training, objective=OBJECTIVE, clamp=True)
+            plan = evolve(plan, training=training, patch=Patch())
+            check_layer(plan)
+        return self._repaired(work, plan)
 
     def _problem(self, work: Work) -> Problem:
         """With the cuts that were made in search of counterexamples, where there are files."""
@@ -165,9 +173,9 @@ class Bench:
     def _labelled(self) -> Dataset | None:
         return None if self.inputs.data is None else self.inputs.data.repair
 
-    def _repaired(self, work: Work) -> MethodResult:
+    def _repaired(self, work: Work, plan: Configuration) -> MethodResult:
         """What ``advrepair run`` would deploy."""
-        made = mend(self.inputs.network, self._problem(work), self.plan, work, self._labelled())
+        made = mend(self.inputs.network, self._problem(work), plan, work, self._labelled())
         proved = torch.tensor([each is Status.CERTIFIED for each in made.certificate.status])
         self.proofs[made.network] = proved
         stack = made.network.bank.stack.values()

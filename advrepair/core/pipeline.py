@@ -276,7 +276,10 @@ def check_bounds(network: Network, plan: Configuration) -> None:
 def check_layer(plan: Configuration) -> None:
     """Raises UsageError for what cannot be done yet with patches that see a layer."""
     if plan.problem.property:
-        raise UsageError("patch.at goes with --data: boxes of property files are cut in inputs")
+        raise UsageError(
+            "patch.at and training.objective=cap go with --data: boxes of property files are cut "
+            "in inputs"
+        )
     if plan.patch.boxes == "sampled" and plan.certification.level == "real":
         raise UsageError(
             "patch.boxes is 'sampled', which says nothing at level real: leave one out"
@@ -284,7 +287,7 @@ def check_layer(plan: Configuration) -> None:
     for role, kind in (("certifier", CompleteVerifier), ("allocator", SmoothAllocator)):
         if isinstance(chosen := plan.components[role], kind):
             raise UsageError(
-                f"{role} {chosen.name!r} does not go with patch.at yet: it looks at inputs"
+                f"{role} {chosen.name!r} does not go with patch.at and caps yet: it looks at inputs"
             )
 
 

@@ -79,7 +79,8 @@ class Plan:
         "", "rigorous verifier of the certificate; empty: the verifier if rigorous, else deeppoly"
     )
     front: str = option(
-        "", "rigorous verifier of the layers before patch.at; empty: interval, where there are any"
+        "",
+        "rigorous verifier of the layers before patch.at; empty: interval, as the checker has it",
     )
     allocator: str = option("", "patches of inputs outside the balls; empty: the indicator's own")
     refiner: str = option("gradient-width", "says where to split what is not proved")

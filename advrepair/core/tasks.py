@@ -6,7 +6,7 @@ import enum
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
@@ -112,7 +112,10 @@ def _untold(stage: str, done: int, total: int) -> None:
     """Progress for nobody."""
 
 
-def _no_hotfix(task: Task, constant: bool) -> MethodResult:
+Hotfix = Literal["trained", "cap", "constant"]  # patches: see docs/concepts.md and docs/caps.md
+
+
+def _no_hotfix(task: Task, kind: Hotfix) -> MethodResult:
     raise UsageError("this task was made by hand, without the repair of advrepair itself")
 
 
@@ -140,7 +143,7 @@ class Task:
     held: Labelled | None
     attack: Callable[[nn.Module, PropertySet, Tensor, torch.Generator], Tensor]
     prepare: Callable[[Network], Bound]
-    own: Callable[[Task, bool], MethodResult] = _no_hotfix
+    own: Callable[[Task, Hotfix], MethodResult] = _no_hotfix
     clip: tuple[float, float] | None = None
     decision: str = "argmax"
     deadline: float = math.inf
@@ -157,9 +160,9 @@ class Task:
         if time.perf_counter() > self.deadline:
             raise TimeoutError(f"the time was up in {stage}, at {done} of {total}")
 
-    def hotfix(self, constant: bool = False) -> MethodResult:
-        """What advrepair itself makes of the task; or its constant-bias repair."""
-        return self.own(self, constant)
+    def hotfix(self, kind: Hotfix = "trained") -> MethodResult:
+        """What advrepair makes of the task: with patches as configured, caps, or constants."""
+        return self.own(self, kind)
 
     def left(self) -> float:
         """Seconds that the repair may still take, perhaps infinite."""

@@ -36,7 +36,7 @@ def both(plan):
     problem = find_problem(inputs, plan, Work(), plan.problem.count)
     whole = repair(inputs.network, problem, plan, Work())
     bench = Bench(inputs, plan, problem)
-    flat = bench.task().hotfix(constant=True).model
+    flat = bench.task().hotfix("constant").model
     return whole, flat, bench.proofs[flat]
 
 

@@ -21,4 +21,4 @@ class Advrepair(Method):
 
         Its source is arXiv 2404.01642; docs/design.md says what is otherwise.
         """
-        return task.hotfix(False)
+        return task.hotfix()

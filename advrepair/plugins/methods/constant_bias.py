@@ -21,4 +21,4 @@ class ConstantBias(Method):
 
         Whoever is no better than this in some column owes that column to the routing.
         """
-        return task.hotfix(True)
+        return task.hotfix("constant")
