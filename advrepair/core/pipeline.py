@@ -26,7 +26,7 @@ from advrepair.core.finding import find_problem, make_bounder, rounding_of, samp
 from advrepair.core.flat import Trivial
 from advrepair.core.graph import Network
 from advrepair.core.inputs import anchored, in_plain_words, read_inputs
-from advrepair.core.interfaces import CompleteVerifier, SmoothAllocator
+from advrepair.core.interfaces import CompleteVerifier
 from advrepair.core.parting import parted
 from advrepair.core.patching import RepairedNetwork, attach
 from advrepair.core.proof import Proof
@@ -279,11 +279,10 @@ def check_layer(plan: Configuration) -> None:
         raise UsageError(
             "patch.boxes is 'sampled', which says nothing at level real: leave one out"
         )
-    for role, kind in (("certifier", CompleteVerifier), ("allocator", SmoothAllocator)):
-        if isinstance(chosen := plan.components[role], kind):
-            raise UsageError(
-                f"{role} {chosen.name!r} does not go with patch.at yet: it looks at inputs"
-            )
+    if isinstance(plan.certifier, CompleteVerifier):
+        raise UsageError(
+            f"certifier {plan.certifier.name!r} does not go with patch.at yet: it cuts inputs"
+        )
 
 
 def _write(path: Path, result: Repair) -> None:
