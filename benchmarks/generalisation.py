@@ -183,7 +183,7 @@ def main() -> None:
     print(
         f"  accuracy {ours:.2%}, of N {theirs:.2%}, DD {theirs - ours:+.2%}; {took:.2f} ms a query"
     )
-    plan = resolve(Registry.load(), [{"problem": {"data": "given"}}])
+    plan = resolve(Registry.load(), [{"problem": {"data": "given"}, "patch": {"at": model.at}}])
     bounder = make_bounder(base, plan, model)
     subjects: list[tuple[str, Network | RepairedNetwork]] = [("F", model)]
     subjects += [("N", base)] if given.unrepaired else []

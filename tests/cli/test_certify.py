@@ -9,6 +9,11 @@ from problems import bytes_of
 
 import advrepair
 from advrepair.cli import main
+from advrepair.core.config import read_toml, resolve
+from advrepair.core.finding import make_bounder
+from advrepair.core.properties import robustness
+from advrepair.core.registry import Registry
+from advrepair.core.unseen import least_margins
 from advrepair.demo import IMAGES
 
 FIT = ["--set", "kernel.ramp=[]", "--set", "kernel.blur=0.0", "--set", "kernel.points=300"]
@@ -121,6 +126,20 @@ def test_files_of_a_kernel_of_features_compute_the_same(layered, tmp_path, capsy
     files = ["--onnx", str(tmp_path / "a.onnx"), "--torch-export", str(tmp_path / "a.pt2")]
     assert main(["export", str(layered), *files]) == 0
     assert capsys.readouterr().out.count("every decision agrees") == 2
+
+
+def test_command_and_function_prove_the_same_of_features(layered, capsys):
+    """Both bound the layers before by the same verifier, to the last bit."""
+    assert main(["certify", str(layered), "--epsilon", "0.01", "--limit", "60", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    model, label = advrepair.load(layered), np.load(IMAGES)["y_test"][:60]
+    least = advrepair.certify(model, some_images(model, 60), 0.01, label)
+    assert 0 < told["repaired"]["share"] == float((least > 0).double().mean()) < 1
+    plan = resolve(Registry.load(), [read_toml(layered / "run.toml")])
+    bounder = make_bounder(model.base, plan, model)
+    x = some_images(model, 60)
+    asked = robustness(x, torch.from_numpy(label).long(), 0.01, 10, clip=(0.0, 1.0))
+    assert torch.equal(least_margins(model, bounder, asked), least)
 
 
 @pytest.mark.parametrize("epsilon", [0.0005, 0.01, 0.1])
