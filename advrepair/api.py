@@ -153,6 +153,7 @@ def certify(
     asked: dict[str, dict[str, Any]] = {
         "problem": {"input_range": bounds, "epsilon": epsilon, "data": "given"},
         "plan": {} if verifier is None else {"certifier": verifier},
+        "patch": {"at": repaired.at},
     }
     plan = resolve(Registry.load(), [asked])
     clip = clip_of(plan.problem)

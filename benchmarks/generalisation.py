@@ -64,11 +64,12 @@ class Straight(nn.Module):
     def __init__(self, repaired: RepairedNetwork) -> None:
         super().__init__()
         self.base, self.trust = repaired.base, repaired.allocator.trust  # type: ignore[attr-defined]
+        self.seen = repaired.seen
         self.density = Density.of(repaired.centres.fitted, repaired.base.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [N,K]."""
-        r: Tensor = _Straight.apply(x.flatten(1), self.density)
+        r: Tensor = _Straight.apply(self.seen(x).flatten(1), self.density)
         known = self.density.of_features(r @ self.density.map)
         return trusted(self.base(x), self.trust) + self.density.weight * known
 
@@ -182,8 +183,8 @@ def main() -> None:
     print(
         f"  accuracy {ours:.2%}, of N {theirs:.2%}, DD {theirs - ours:+.2%}; {took:.2f} ms a query"
     )
-    plan = resolve(Registry.load(), [{"problem": {"data": "given"}}])
-    bounder = make_bounder(base, plan)
+    plan = resolve(Registry.load(), [{"problem": {"data": "given"}, "patch": {"at": model.at}}])
+    bounder = make_bounder(base, plan, model)
     subjects: list[tuple[str, Network | RepairedNetwork]] = [("F", model)]
     subjects += [("N", base)] if given.unrepaired else []
     for radius in map(float, given.radii.split(",")):

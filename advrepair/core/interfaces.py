@@ -244,22 +244,25 @@ class SmoothAllocator(Allocator):
     def fit(self, network: Network, given: Points) -> Mapping[str, Tensor]:
         """What :meth:`outputs` needs beside the options; kept as ``centres.fitted``.
 
-        The same network, points and options give the same numbers. Raises UsageError for
-        points that it cannot be fitted to.
+        given: the points are inputs; what :meth:`outputs` gets of them is ``given.seen``. The same
+        network, points and options give the same numbers. Raises UsageError for points that it
+        cannot be fitted to.
         """
 
     @abstractmethod
     def outputs(self, x: Tensor, logits: Tensor, centres: Centres) -> Tensor:
         """Outputs of F for queries outside every box, [N,K], differentiable in x and logits.
 
-        x: [N,*S]. logits: of the base network on them, [N,K].
+        x: [N,*S], or features [N,D] where patches see a layer. logits: of the base network on
+        them, [N,K].
         """
 
     @abstractmethod
     def least(self, box: Box, label: Tensor, margins: Tensor, centres: Centres) -> Tensor:
         """Lower bounds of ``F_label - F_k`` on each box, [B,K]; infinity for the label itself.
 
-        label: [B]. margins: lower bounds of the same differences of the base network, [B,K],
+        box: of what :meth:`outputs` is given; a face that is not known is infinite. label: [B].
+        margins: lower bounds of the same differences of the base network, [B,K],
         in float64; -inf where nothing is known, not even that the network does not overflow.
         Must be sound for the function as it is computed, and say why.
         """

@@ -14,7 +14,7 @@ from torch import Tensor
 from advrepair.core import artefacts, evaluating, reporting
 from advrepair.core.attacking import Problem
 from advrepair.core.bounding import Bounder
-from advrepair.core.capping import capping
+from advrepair.core.capping import OBJECTIVE, capping
 from advrepair.core.certification import Certificate, certify
 from advrepair.core.config import Configuration, to_toml
 from advrepair.core.covering import Cover, cover
@@ -284,11 +284,15 @@ def check_layer(plan: Configuration) -> None:
         raise UsageError(
             "patch.boxes is 'sampled', which says nothing at level real: leave one out"
         )
-    for role, kind in (("certifier", CompleteVerifier), ("allocator", SmoothAllocator)):
-        if isinstance(chosen := plan.components[role], kind):
-            raise UsageError(
-                f"{role} {chosen.name!r} does not go with patch.at and caps yet: it looks at inputs"
-            )
+    if isinstance(plan.certifier, CompleteVerifier):
+        raise UsageError(
+            f"certifier {plan.certifier.name!r} does not go with patch.at and caps yet: it cuts "
+            "inputs"
+        )
+    if isinstance(plan.allocator, SmoothAllocator) and plan.training.objective == OBJECTIVE:
+        raise UsageError(
+            f"allocator {plan.allocator.name!r} does not go with caps yet: it would see outputs"
+        )
 
 
 def _write(path: Path, result: Repair) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from attrs import evolve
 from torch import Tensor
@@ -13,9 +15,11 @@ from advrepair.core.errors import UsageError
 from advrepair.core.graph import Network
 from advrepair.core.inputs import clip_of
 from advrepair.core.interfaces import SmoothAllocator
+from advrepair.core.parting import parted
 from advrepair.core.types import Points
 from advrepair.core.work import Work
 
+_AT_ONCE = 256
 _PARTS = 100  # of the progress of a fit
 _HELD_SHARE = 0.1  # of the inputs, at most, where nearly all are to be remembered
 
@@ -102,7 +106,16 @@ def points_of(
         keep=keep and first < more,
         clip=clip,
         noise=generator(plan.run.seed, 12),
+        see=_front(network, plan),
     )
+
+
+def _front(network: Network, plan: Configuration) -> Callable[[Tensor], Tensor] | None:
+    """Features [N,D] of inputs [N,*S], a bounded number of them at a time; None without a layer."""
+    if not plan.patch.at:
+        return None
+    front = parted(network, plan.patch.at).front
+    return lambda x: torch.cat([front(part) for part in x.split(_AT_ONCE)])
 
 
 def not_repaired(repaired: Tensor, count: int, seed: int) -> Tensor:

@@ -274,7 +274,8 @@ class Points:
 
     x: to remember, [n,*S], label [n]. held: balls around inputs to choose its parameters by,
     which are remembered as well where keep says so. clip: the input range. noise: for
-    everything random. tell: to be told what share of the work is done, from 0 to 1.
+    everything random. tell: to be told what share of the work is done, from 0 to 1. see: what
+    gives the features that the allocator is asked about, where that is not the input.
     """
 
     x: Tensor
@@ -284,6 +285,11 @@ class Points:
     clip: tuple[float, float] | None
     noise: torch.Generator
     tell: Callable[[float], None] = _untold
+    see: Callable[[Tensor], Tensor] | None = None
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What the allocator is given of inputs [N,*S]: these, or features [N,D] of them."""
+        return x if self.see is None else self.see(x)
 
 
 @frozen(eq=False)

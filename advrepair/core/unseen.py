@@ -32,6 +32,7 @@ def least_margins(
     bounded with that region's patch on, whether or not an earlier region decides there. The
     rest is bounded as if it were the whole ball: by N where the allocator never changes
     anything, else by what a smooth allocator states; of any other allocator nothing is known.
+    Where patches and allocators see a layer, both are bounded on proved faces of its features.
     """
     found = []
     for index in torch.arange(len(asked)).split(_AT_ONCE):
@@ -53,7 +54,7 @@ class _Balls:
     def least(self) -> Tensor:
         """[B], over all that a ball meets."""
         if isinstance(self.function, Network):
-            return self._of_network().amin(1)
+            return self._of_network(self.bounder.seen(self.asked.box)).amin(1)
         ball, regions = self.asked.box, self.function.regions
         which, region = regions.box.meets(ball).T
         # What each region has of a ball; if that is the ball itself, nothing of it lies outside.
@@ -78,20 +79,22 @@ class _Balls:
         """As if no region were there: [B]."""
         function = self.function
         allocator = function.allocator if isinstance(function, RepairedNetwork) else None
+        seen = self.bounder.seen(self.asked.box)
         if isinstance(allocator, SmoothAllocator) and isinstance(function, RepairedNetwork):
-            box, label = self.asked.box, self.asked.label
-            least = allocator.least(box, label, self._of_network(), function.centres)
+            margins = self._of_network(seen)
+            least = allocator.least(seen, self.asked.label, margins, function.centres)
             return least.nan_to_num(-torch.inf, torch.inf, -torch.inf).amin(1)
         if isinstance(function, RepairedNetwork) and function.allocator.most(function.centres):
             return torch.full((len(self.asked),), -torch.inf, dtype=torch.float64)
-        return self._of_network().amin(1)
+        return self._of_network(seen).amin(1)
 
-    def _of_network(self) -> Tensor:
+    def _of_network(self, box: Box) -> Tensor:
         """Lower bounds of N_label - N_k, [B,K]; infinity for the label itself.
 
+        box: of what patches see of the balls, :meth:`~advrepair.core.bounding.Bounder.seen`.
         -inf where nothing is known, not even that N does not overflow.
         """
-        box, label = self.bounder.seen(self.asked.box), self.asked.label
+        label = self.asked.label
         outputs = self.bounder.network.outputs
         eye = torch.eye(outputs, dtype=box.lower.dtype)
         C = eye[label][:, None] - eye[None]

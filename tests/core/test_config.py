@@ -28,6 +28,13 @@ class Exact(Verifier):
 
 
 @attrs.frozen
+class Interval(Exact):
+    """Rigorous, and quick."""
+
+    name: ClassVar[str] = "interval"
+
+
+@attrs.frozen
 class Loose(Verifier):
     """Not rigorous."""
 
@@ -125,7 +132,8 @@ class Broken(Refiner):
 
 @pytest.fixture(scope="module")
 def registry():
-    fakes = _module("fakes", Exact, Loose, Guided, Cosine, NoAllocator, NoRefiner, Width, Pgd, Here)
+    own = (Exact, Interval, Loose, Guided, Cosine, NoAllocator, NoRefiner, Width, Pgd, Here)
+    fakes = _module("fakes", *own)
     return Registry(fakes, _module("bad", Broken))
 
 
@@ -196,7 +204,7 @@ def test_toml_round_trip(registry, layers):
 
 def test_toml_says_everything_and_nothing_else(registry):
     layer = tomllib.loads(to_toml(resolve(registry, [])))
-    assert set(layer) == {*SECTIONS, "deeppoly", "cosine", "pgd"}
+    assert set(layer) == {*SECTIONS, "deeppoly", "interval", "cosine", "pgd"}
     for name, cls in SECTIONS.items():
         assert set(layer[name]) == {each.name for each in describe(cls)}
 

@@ -25,7 +25,7 @@ def fitted(seed: int, points: int = 12, rank: int = 5, **numbers: float) -> dict
     """What a kernel keeps, of random points of every class."""
     noise = torch.Generator().manual_seed(seed)
     r = torch.rand(points, 16, generator=noise)
-    to_features = feature_map(r, SHAPE, 1.0, rank)
+    to_features = feature_map([r], SHAPE, 1.0, rank, r.dtype)
     label = (torch.arange(points) % K).sort().values
     known = {"low": 0.2, "scale": 1.5, "temperature": 0.3, "weight": 0.8} | numbers
     features = (r @ to_features).half()
@@ -289,6 +289,45 @@ def test_a_network_that_may_overflow_is_not_proved_by_the_kernel_alone():
             assert (least[:, torch.arange(K) != label] == -torch.inf).all()
 
 
+@pytest.mark.parametrize("side", ["lower", "upper"])
+@pytest.mark.parametrize("unknown", [torch.inf, -torch.inf, torch.nan])
+def test_nothing_is_proved_of_a_box_with_a_face_that_is_not_known(side, unknown):
+    """A feature may have overflowed there, and the ramp of NaN is NaN."""
+    found, noise = fitted(0, weight=50.0), torch.Generator().manual_seed(0)
+    x = torch.rand(3, *SHAPE, generator=noise)
+    faces = {"lower": x.clone(), "upper": x.clone()}
+    faces[side][1, 0, 2, 2] = unknown
+    margins = torch.full((3, K), 5.0, dtype=torch.float64)
+    labels = torch.zeros(3, dtype=torch.long)
+    least = least_difference(0.01, Box(faces["lower"], faces["upper"]), labels, margins, found)
+    assert (least[1, 1:] == -torch.inf).all() and (least[1, 0] == torch.inf).all()
+    assert least[[0, 2]].isfinite()[:, 1:].all()
+
+
+def test_of_features_the_range_is_that_of_the_points():
+    """What is attacked are inputs, what is compared and where the ramp ends are features."""
+    matrix = torch.randn(16, 7, generator=torch.Generator().manual_seed(3))
+    asked = []
+
+    def see(x: Tensor) -> Tensor:
+        asked.append(x.shape[1:])
+        return (10 * x.flatten(1) @ matrix).relu()
+
+    given, network = some_points(see=see), the_network()
+    found = Kernel(rank=4, steps=3).fit(network, given)
+    seen = see(given.x)
+    assert set(asked) == {torch.Size(SHAPE)}
+    assert found["map"].shape == (7, 4) and found["points"].shape == (45, 4)
+    low, scale, _, _ = found["numbers"].tolist()
+    width = float(seen.max() - seen.min())
+    assert low == pytest.approx(float(seen.min()) + 0.2 * width)
+    assert scale == pytest.approx(1 / (0.6 * width))
+    density = Density.of(found, torch.float32)
+    points = density.features(seen)[given.label.argsort(stable=True)]
+    torch.testing.assert_close(points.half(), found["points"], rtol=1e-2, atol=1e-2)
+    assert found["validation"][1] >= found["validation"][0]
+
+
 # The fit ------------------------------------------------------------------------------------
 
 
@@ -382,6 +421,6 @@ def test_what_is_no_image_has_no_copies():
 
 def test_directions_do_not_depend_on_their_sign():
     r = torch.rand(40, 16, generator=torch.Generator().manual_seed(0))
-    found = feature_map(r, SHAPE, 0.0, 4)
+    found = feature_map(r.split(7), SHAPE, 0.0, 4, r.dtype)
     torch.testing.assert_close(found.T @ found, torch.eye(4), rtol=1e-4, atol=1e-5)
     assert (found.gather(0, found.abs().argmax(0)[None]) > 0).all()

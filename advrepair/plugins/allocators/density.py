@@ -9,7 +9,7 @@ falls out of every difference of outputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from attrs import frozen
 from torch import Tensor
 
 _AT_ONCE = 256  # queries
-_ROWS = 4096  # points
 _TAPS = 3  # pixels that a blur reaches to each side, at least
 Fitted = Mapping[str, Tensor]
 
@@ -116,25 +115,29 @@ class _LogSums(torch.autograd.Function):
         return torch.einsum("nk,nkd->nd", grad, means) * ctx.factor, None
 
 
-def feature_map(r: Tensor, shape: tuple[int, ...], blur: float, rank: int) -> Tensor:
-    """The map of ramps r [n,S] to features: a blur, and the directions that tell most, [S,D].
+def feature_map(
+    parts: Iterable[Tensor], shape: tuple[int, ...], blur: float, rank: int, dtype: torch.dtype
+) -> Tensor:
+    """The map of ramps to features: a blur, and the directions that tell most, [S,D].
 
-    rank: D; 0 for as many as there are inputs. Directions are the leading eigenvectors of the
-    second moments of what is blurred.
+    parts: ramps of the points, [n,S] each. rank: D; 0 for as many as there are inputs.
+    Directions are the leading eigenvectors of the second moments of what is blurred.
     """
-    blurred = blur_matrix(shape, blur, r.dtype)
-    whole = torch.eye(r.shape[1], dtype=r.dtype) if blurred is None else blurred
-    if not rank or rank >= r.shape[1]:
+    inputs, count = math.prod(shape), 0
+    blurred = blur_matrix(shape, blur, dtype)
+    whole = torch.eye(inputs, dtype=dtype) if blurred is None else blurred
+    if not rank or rank >= inputs:
         return whole
-    moment = r.new_zeros(r.shape[1], r.shape[1], dtype=torch.float64)
-    for part in r.split(_ROWS):
-        phi = (part @ whole).double()
+    moment = torch.zeros(inputs, inputs, dtype=torch.float64)
+    for part in parts:
+        phi = (part if blurred is None else part @ blurred).double()
         moment += phi.T @ phi
-    directions = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : min(rank, len(r))]
+        count += len(part)
+    directions = torch.linalg.eigh(moment).eigenvectors.flip(1)[:, : min(rank, count)]
     # A direction and its opposite are the same: the sign of the largest entry is taken.
     largest = directions.abs().argmax(0)
     signs = directions.gather(0, largest[None]).sign()
-    found: Tensor = whole @ (directions * signs).to(r.dtype)
+    found: Tensor = whole @ (directions * signs).to(dtype)
     return found
 
 

@@ -30,7 +30,8 @@ def least_difference(
     box: B boxes. label: [B]. margins: lower bounds of N_label - N_k, [B,K].
     Sound: F is the sum of two terms, and each is bounded by itself. What the deployed arithmetic
     may err in either is subtracted: see :func:`_error`. A margin that is not finite says that N
-    might overflow; the softmax of an infinity is NaN, so then nothing is known of any class.
+    might overflow; the softmax of an infinity is NaN, so then nothing is known of any class. Nor
+    is it of a box whose faces are not finite: features in it may have overflowed.
     """
     density = Density.of(fitted, torch.float64)
     own = _one_hot(label, margins.shape[1])
@@ -42,6 +43,8 @@ def least_difference(
     error = _error(density, box, trust)[:, None]
     found = first + density.weight * torch.cat(parts) - error
     unknown = (~margins.isfinite() & ~own).any(1, keepdim=True)
+    for face in (box.lower, box.upper):
+        unknown |= ~face.flatten(1).isfinite().all(1, keepdim=True)
     found = found.masked_fill(unknown, -torch.inf)
     found = found.nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     return found.masked_fill(own, torch.inf)

@@ -6,8 +6,7 @@ largest that keeps the accuracy; of those pairs, the one that stands the most at
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,14 +36,17 @@ _ROWS = 4096
 class Deployed(nn.Module):
     """F outside the boxes, while it is being fitted."""
 
-    def __init__(self, network: Network, density: Density, trust: float) -> None:
+    def __init__(
+        self, network: Network, density: Density, trust: float, seen: Callable[[Tensor], Tensor]
+    ) -> None:
+        """seen: what the density is given of inputs."""
         super().__init__()
-        self.network, self.density, self.trust = network, density, trust
+        self.network, self.density, self.trust, self.seen = network, density, trust, seen
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [N,K] of inputs [N,*S]."""
         logits: Tensor = self.network(x)
-        return trusted(logits, self.trust) + self.density.weight * self.density(x)
+        return trusted(logits, self.trust) + self.density.weight * self.density(self.seen(x))
 
 
 @frozen
@@ -65,7 +67,10 @@ def fitted(kernel: Kernel, network: Network, given: Points) -> dict[str, Tensor]
     attack, and how many there are.
     """
     low, scale = _ends(kernel, given)
-    ramp = partial(ramped, low=low, scale=scale)
+
+    def ramp(x: Tensor) -> Tensor:
+        return ramped(given.seen(x), low, scale)
+
     _every_class(given.label, network)
     to_features = _map(kernel, network, given, ramp)
     seen = _seen(kernel, to_features, given.x, given.label, ramp, given.noise)
@@ -93,7 +98,12 @@ def fitted(kernel: Kernel, network: Network, given: Points) -> dict[str, Tensor]
 
 def _ends(kernel: Kernel, given: Points) -> tuple[float, float]:
     """Where the ramp begins, and how steep it is."""
-    least, most = given.clip or (float(given.x.min()), float(given.x.max()))
+    if given.clip and given.see is None:
+        least, most = given.clip
+    else:  # of features nobody says where they end
+        faces = [given.seen(part).aminmax() for part in given.x.split(_ROWS)]
+        least = min(float(face.min) for face in faces)
+        most = max(float(face.max) for face in faces)
     first, last = kernel.ramp or (0.0, 1.0)
     width = (last - first) * (most - least)
     if not width > 0:
@@ -112,7 +122,9 @@ def _every_class(label: Tensor, network: Network) -> None:
 
 def _map(kernel: Kernel, network: Network, given: Points, ramp: Ramp) -> Tensor:
     """From ramps to features, [S,D]: leading directions, and what is learned from them on."""
-    start = feature_map(ramp(given.x), network.input_shape, kernel.blur, kernel.rank)
+    shape = network.input_shape if given.see is None else tuple(given.seen(given.x[:1]).shape[1:])
+    parts = (ramp(part) for part in given.x.split(_ROWS))
+    start = feature_map(parts, shape, kernel.blur, kernel.rank, given.x.dtype)
     held = given.held
     radius = float((held.box.upper - held.box.lower).max()) / 2 if len(held) else 0.0
     lesson = Lesson(given.x, given.label, ramp, radius, given.clip, given.noise)
@@ -159,7 +171,7 @@ def _choose(kernel: Kernel, network: Network, density: Density, given: Points) -
         given.tell(_LEARNING + (1 - _LEARNING) * i / len(temperatures))
         known = evolve(density, temperature=temperature)
         weight, accuracy, kept = _weight(kernel, network, known, given)
-        model = Deployed(network, evolve(known, weight=weight), kernel.trust)
+        model = Deployed(network, evolve(known, weight=weight), kernel.trust, given.seen)
         standing = _standing(model, kernel.attacked, given)
         found.append(_Choice(temperature, weight, accuracy, standing, kept))
     return max(found, key=lambda each: (each.kept, each.standing, each.accuracy))
@@ -169,7 +181,7 @@ def _temperatures(density: Density, given: Points) -> list[float]:
     """Those that are tried: shares of the median squared distance to the nearest point."""
     found = []
     for x in given.held.center[: 4 * _AT_ONCE].split(_AT_ONCE):
-        phi = density.features(x)
+        phi = density.features(given.seen(x))
         best = [density.scores(phi, *block).amax(1) for block in density.blocks()]
         found.append(phi.square().sum(1) - torch.stack(best).amax(0))
     scale = float(torch.cat(found).clamp(min=0).median()) or 1.0
@@ -188,7 +200,7 @@ def _weight(
     right, lost, won = (torch.zeros(len(weights), dtype=torch.float64) for _ in range(3))
     for x, label in _held(given):
         with torch.no_grad():
-            logits, known = network(x), density(x)
+            logits, known = network(x), density(given.seen(x))
         before, base = logits.argmax(1) == label, trusted(logits, kernel.trust)
         for i, weight in enumerate(weights):
             after = (base + weight * known).argmax(1) == label
