@@ -16,7 +16,7 @@ from advrepair.core.attacking import (
     shifted,
 )
 from advrepair.core.bounding import Bounder
-from advrepair.core.capping import OBJECTIVE, Hull
+from advrepair.core.capping import OBJECTIVE, Hull, capping
 from advrepair.core.config import Configuration
 from advrepair.core.data import Dataset
 from advrepair.core.detecting import INPUTS
@@ -185,7 +185,11 @@ def make_bounder(
 
 
 def _proving(network: Network, plan: Configuration) -> Configuration:
-    """The plan to prove something of another network: by its features, if it has that layer."""
+    """The plan to prove something of another network: by its features, if it has that layer.
+
+    Where caps were asked for, by its outputs, as that of the repaired one is.
+    """
+    plan = capping(plan, network)
     try:
         at = parted(network, plan.patch.at).at if plan.patch.at else ""
     except UsageError:
