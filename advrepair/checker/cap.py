@@ -24,7 +24,7 @@ def cap(outputs: Network, patch: Network, level: str) -> tuple[int, float] | Non
     linear = [step for step in patch.steps if step.kind != "reshape"]
     kinds = [step.kind for step in linear]
     K = patch.sizes[-1]
-    plain = kinds == ["linear", "relu", "linear", "relu", "linear"] and patch.sizes[0] == K
+    plain = kinds == ["linear", "relu", "linear", "relu", "linear"] and patch.sizes[0] == K > 1
     if not plain or any(step.kind != "reshape" for step in outputs.steps):
         return None
     chain = [step.sources == (i,) for i, step in enumerate(patch.steps)]

@@ -109,5 +109,5 @@ def least_rows(
         least[here] = bounder.proofs(stack, batch)[0]
         one, asked_ = {n: t[0] for n, t in stack.items()}, (box[here], C[here], d[here])
         known = capped(bounder.network, bounder.rounding, bounder.template, one, asked_)
-        least[here] = torch.maximum(least[here].nan_to_num(-torch.inf), known)
+        least[here] = torch.fmax(least[here], known)  # a NaN gives way
     return least, rows

@@ -7,6 +7,8 @@ the network does so already. It needs no bound of the network but that its outpu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from attrs import evolve
 from torch import Tensor
@@ -16,9 +18,9 @@ from advrepair.core.box import Box
 from advrepair.core.config import Configuration
 from advrepair.core.errors import UsageError
 from advrepair.core.front import Front
-from advrepair.core.graph import Network
+from advrepair.core.graph import INPUT, Network, Operation
 from advrepair.core.intrusion import one_label
-from advrepair.core.patching import PatchBank, Stack
+from advrepair.core.patching import PatchBank, Stack, patch_template
 from advrepair.core.refinement import Worklist
 from advrepair.core.rounding import Rounding, gamma, round_up
 from advrepair.core.sections import Patch
@@ -104,7 +106,7 @@ def capped(
     3 S + m, with an error of g (3 S + m) at most, and some subnormals, less than m / 1000
     together. P_k is -relu(p) and P_y is 0, both exactly. So
     ``z_k + P_k <= z_y - m - delta S + g (3 S + m) + m / 1000``. Rounding the deployed sum is
-    monotone and raises that by at most u (3 S + m). As ``delta >= 4 g >= 3 g + 3 u`` and
+    monotone and raises that by at most u (3 S + 2 m). As ``delta >= 4 g >= 3 g + 3 u`` and
     g < 1/8, ``F_y - F_k >= m / 2``. At level real g = u = 0.
     """
     box, C, d = given
@@ -127,13 +129,10 @@ def _cap_of(template: Network, stack: Stack, rounding: Rounding) -> tuple[int, T
 
     None where any of its numbers is another than a cap has.
     """
-    K, layers = template.outputs, _layers(template)
-    if template.input_shape != (K,) or [len(template.tensors[w]) for w, _ in layers] != [
-        2 * K,
-        K,
-        K,
-    ]:
+    K = template.outputs
+    if template.structure() != _shape_of(K):
         return None
+    layers = _layers(template)
     (first, zero), (second, margin), (last, none) = (
         (stack[w].double(), stack[b].double()) for w, b in layers
     )
@@ -186,6 +185,12 @@ def propose_caps(
         worst = worst_margin(rows, worklist.properties.group[owner])
         slope = torch.zeros(len(pieces), bounder.template.units, dtype=torch.uint8)
         result.proofs.append((worklist.node[pieces], worst, slope))
+
+
+def _shape_of(outputs: int) -> dict[str, Any]:
+    """The structure of a cap of K outputs, whatever its numbers."""
+    same = Network([Operation("z", "reshape", (INPUT,), (outputs,))], {}, (outputs,))
+    return patch_template(same, (2 * outputs, outputs)).structure()
 
 
 def _layers(template: Network) -> list[tuple[str, str]]:

@@ -183,6 +183,8 @@ class Network(Placed):
                 raise UsageError(f"network: node {op.name!r} reads {missing[0]!r} before it exists")
             if lost := [name for name in op.tensors.values() if name not in self._names]:
                 raise UsageError(f"network: node {op.name!r}: no tensor {lost[0]!r}")
+            if op.name in known:
+                raise UsageError(f"network: two nodes are called {op.name!r}")
             known.add(op.name)
         if not self.operations:
             raise UsageError("network: it has no operations")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from attrs import evolve, frozen
 
 from advrepair.core.errors import UsageError
 from advrepair.core.graph import INPUT, Network, Operation, size
 
 AUTO = "auto"
-# The last operation of a front, its result as one row of numbers; and the first of the tail.
-_FEATURES, _IN_SHAPE = "features", "features in shape"
+_FORMAT = "format"  # an empty tensor
 _NAMED = 12  # places that an error lists
 # What a fully connected tail is made of.
 _CONNECTED = frozenset({"linear", "relu", "leaky_relu", "sigmoid", "tanh", "scale", "reshape"})
@@ -36,7 +36,7 @@ def parted(network: Network, at: str) -> Parts:
     Raises UsageError where there is no such place, naming some that there are.
     """
     known = places(network)
-    if at == AUTO:
+    if at == AUTO and AUTO not in known:
         at = _before_the_tail(network, known)
     if at not in known:
         raise UsageError(
@@ -46,14 +46,16 @@ def parted(network: Network, at: str) -> Parts:
     end = names.index(at) + 1
     before, behind = network.operations[:end], network.operations[end:]
     shape = before[-1].shape
+    # The last operation of the front, its result as one row; and the first of the tail.
+    row, inner = _fresh(f"{at} as a row", names), _fresh(f"{at} in shape", names)
     if not behind:
-        first = [Operation(_IN_SHAPE, "reshape", (INPUT,), shape)]
+        first = [Operation(inner, "reshape", (INPUT,), shape)]
     elif len(shape) == 1:
         first = [evolve(op, inputs=_renamed(op.inputs, at, INPUT)) for op in behind]
     else:
-        before = (*before, Operation(_FEATURES, "reshape", (at,), (size(shape),)))
-        again = [evolve(op, inputs=_renamed(op.inputs, at, _IN_SHAPE)) for op in behind]
-        first = [Operation(_IN_SHAPE, "reshape", (INPUT,), shape), *again]
+        before = (*before, Operation(row, "reshape", (at,), (size(shape),)))
+        again = [evolve(op, inputs=_renamed(op.inputs, at, inner)) for op in behind]
+        first = [Operation(inner, "reshape", (INPUT,), shape), *again]
     width = size(shape)
     return Parts(at, _part(network, before, network.input_shape), _part(network, first, (width,)))
 
@@ -90,10 +92,17 @@ def _choices(network: Network, known: list[str]) -> str:
     return "choose one of " + ", ".join(shown)
 
 
+def _fresh(name: str, names: Sequence[str]) -> str:
+    return _fresh(name + "'", names) if name in names else name
+
+
 def _renamed(inputs: tuple[str, ...], old: str, new: str) -> tuple[str, ...]:
     return tuple(new if name == old else name for name in inputs)
 
 
 def _part(network: Network, operations: Sequence[Operation], shape: tuple[int, ...]) -> Network:
     used = {name for op in operations for name in op.tensors.values()}
-    return Network(operations, {n: t for n, t in network.tensors.items() if n in used}, shape)
+    tensors = {n: t for n, t in network.tensors.items() if n in used}
+    if not tensors:  # none of its own says in which format it computes
+        tensors = {_FORMAT: torch.zeros(0, dtype=network.dtype, device=network.device)}
+    return Network(operations, tensors, shape)

@@ -86,3 +86,27 @@ def test_caps_that_see_an_earlier_layer_are_not_valid(folder, tmp_path):
         stored["header"]["at"] = operations[-2]["name"]
 
     assert verdict(edited(folder, tmp_path / "copy", earlier)).word != "VALID"
+
+
+def test_a_last_node_called_auto_is_read_alike_by_both_programs(folder, tmp_path):
+    def rename(claim, proof, stored):
+        operations = stored["header"]["base"]["operations"]
+        operations[-1]["name"] = stored["header"]["at"] = "auto"
+
+    place = edited(folder, tmp_path / "copy", rename)
+    assert verdict(place).word == "VALID"
+    x = torch.rand(50, *advrepair.load(folder).base.input_shape)
+    x = torch.cat([x, advrepair.load(folder).center])
+    with torch.no_grad():
+        assert torch.equal(advrepair.load(place)(x), advrepair.load(folder)(x))
+
+
+def test_two_nodes_of_one_name_are_refused(folder, tmp_path):
+    def double(claim, proof, stored):
+        operations = stored["header"]["base"]["operations"]
+        operations.insert(1, dict(operations[0]))
+
+    place = edited(folder, tmp_path / "copy", double)
+    assert verdict(place).word == "INVALID"
+    with pytest.raises(advrepair.UsageError, match="two nodes are called"):
+        advrepair.load(place)

@@ -199,7 +199,8 @@ def test_the_bytes_do_not_depend_on_the_workers(asked, tmp_path):
 
 
 def inputs_of(network):
-    x = torch.rand(80, *network.input_shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(0)
+    x = torch.rand(80, *network.input_shape, generator=noise, dtype=network.dtype)
     with torch.no_grad():
         return x, network(x).argmax(1)
 
@@ -233,6 +234,41 @@ def test_an_evaluation_bounds_the_network_as_it_bounds_the_repair(asked, tmp_pat
         assert bounder is not None and bounder.front is not None
         assert bounder.front.verifier.name == "interval"
         assert [op.kind for op in bounder.network.operations] == ["reshape"]
+
+
+@pytest.mark.parametrize("level", ["deployed", "real"])
+def test_networks_of_float64_get_caps_of_float64(level, tmp_path):
+    network = residual(10).double()
+    x, y = inputs_of(network)
+    given = CAP | {"certification": {"level": level}}
+    done = advrepair.repair(network, x, y, epsilon=0.1, count=4, settings=given)
+    assert done.report["properties"]["certified"] == 4
+    assert {t.dtype for t in done.network.bank.stack.values()} == {torch.float64}
+    done.save(tmp_path / "run")
+    assert checker.check(tmp_path / "run").word == "VALID"
+    with torch.no_grad():
+        assert torch.equal(advrepair.load(tmp_path / "run")(x), done.network(x))
+
+
+def end_with_relu(operations):
+    last = operations[-1]
+    return [*operations, evolve(last, name="end", kind="relu", inputs=(last.name,), tensors={})]
+
+
+def gelu_for_relu(operations):
+    return [evolve(op, kind="gelu") if op.kind == "relu" else op for op in operations]
+
+
+def past_a_relu(operations):
+    return [*operations[:-1], evolve(operations[-1], inputs=(operations[-3].name,))]
+
+
+@pytest.mark.parametrize("edit", [end_with_relu, gelu_for_relu, past_a_relu])
+def test_planted_a_patch_with_the_numbers_of_a_cap_and_other_steps_is_none(edit):
+    network, template, stack = a_cap(4, 1)
+    other = Network(edit(template.operations), template.tensors, template.input_shape)
+    assert bool(torch.isinf(proved(network, other, stack, rows_of(1, 4))).all())
+    assert bool((proved(network, template, stack, rows_of(1, 4)) > 0).all())
 
 
 def test_outputs_that_may_overflow_are_not_certified(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,46 @@ def test_auto_is_the_last_place_before_the_fully_connected_layers():
     assert parted(network, "auto").at == "reshape_2"
     image = Sketch(0, (1, 6, 6)).conv2d(2, 3).relu().conv2d(3, 4).relu().flatten().linear(3)
     assert [op.kind for op in parted(image.finish(), "auto").tail.operations] == ["linear"]
+
+
+def renamed(network, old, new):
+    """The same with another name for a node."""
+    operations = [
+        evolve(
+            op,
+            name=new if op.name == old else op.name,
+            inputs=tuple(new if source == old else source for source in op.inputs),
+        )
+        for op in network.operations
+    ]
+    return Network(operations, network.tensors, network.input_shape)
+
+
+def test_a_node_that_is_called_auto_is_meant_by_that_name():
+    network = Sketch(0, (1, 6, 6)).conv2d(2, 3).relu().flatten().linear(6).relu().linear(3).finish()
+    last = network.operations[-1].name
+    assert parted(renamed(network, last, "auto"), "auto").tail.operations[0].kind == "reshape"
+
+
+@pytest.mark.parametrize(
+    "name", ["features", "features in shape", "relu_1 as a row", "relu_1 in shape"]
+)
+def test_names_of_nodes_do_not_matter(name):
+    network = Sketch(0, (1, 6, 6)).conv2d(2, 3).relu().flatten().linear(6).relu().linear(3).finish()
+    at = network.operations[1].name
+    other = renamed(network, network.operations[2].name, name)
+    x = torch.rand(5, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for each, place in ((other, at), (renamed(network, at, name), name)):
+            parts = parted(each, place)
+            assert torch.equal(parts.tail(parts.front(x)), network(x))
+
+
+def test_parts_compute_in_the_format_of_the_network():
+    network = fully_connected(0).double()
+    for at in places(network):
+        parts = parted(network, at)
+        assert parts.front.dtype == parts.tail.dtype == torch.float64
 
 
 @pytest.mark.parametrize(
