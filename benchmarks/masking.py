@@ -1,7 +1,7 @@
 """Does the kernel allocator mask gradients? Every attack alone, and the surface that they climb.
 
 ``ADVREPAIR_DATA=... python -m benchmarks.masking [--network fnn_small] [--points 10000]
-[--copies 6] [--images 200] [--radius 0.1] [--plot docs/surface.svg]``
+[--copies 6] [--images 200] [--radius 0.1] [--plot docs/surface.svg] [--only FAB-T,Square]``
 
 Where gradients mislead, attacks without them do better than those with, more iterations or
 restarts go on finding more, and points found on another network do better than those found on the
@@ -148,16 +148,20 @@ def main() -> None:
     parser.set_defaults(points=10000, copies=6, images=200)
     parser.add_argument("--radius", type=float, default=0.1)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--only", default="", help="names of attacks, with commas; left out: all")
     given = parser.parse_args()
     found, data = repair_of(given)
     model, test = found.network, data.test
     assert test is not None
-    imitation = surrogate(model, data.repair)
+    chosen = [name for name in given.only.split(",") if name]
+    imitation = surrogate(model, data.repair) if not chosen else model.base
     asked = balls(model.base, test, torch.arange(given.images), given.radius, (0.0, 1.0))
     wrong = hits(model, asked, asked.center)
     print(f"| no attack | {Share(int((~wrong).sum()), len(asked)).value:.1%} | |")
     broken, shown = wrong.clone(), None
     for name, points in attacks(model, imitation, given.radius).items():
+        if chosen and name not in chosen:
+            continue
         begin = time.perf_counter()
         at = points(asked)
         shown = at if shown is None else shown
