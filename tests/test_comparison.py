@@ -228,6 +228,23 @@ def test_the_paper_stands_beside_ours(balls: dict[str, Any]) -> None:
     assert "Of the 4 rows of the paper beside ours, 2 carry a, b or c" in text
 
 
+def test_what_rates_do_not_show_is_said() -> None:
+    art = row("art", "not_repaired", **BALLS)
+    art["evidence"] = {"cells": 9, "cells proved": 4, "epochs": 3}
+    some = row("reassure", "not_repaired", "region", **BALLS)
+    some["evidence"] = {"regions": 5, "solved": 1, "unsolved": {"the time was up": 4}}
+    same = row("trades", "not_repaired", **BALLS)
+    same["evidence"] = {"epoch": 0}
+    text = page({SMALL: record(SMALL, art, some, same)})
+    assert "- art: 4 of 9 cells were proved after 3 epochs" in text
+    assert "- reassure: 1 of 5 regions were solved; 4 the time was up" in text
+    assert "- trades: no epoch kept the accuracy within a point" in text
+    art["scope"], same["evidence"]["epoch"], some["evidence"]["unsolved"] = "region", 7, {}
+    text = page({SMALL: record(SMALL, art, some, same)})
+    assert "cells were proved" not in text and "regions were solved" not in text
+    assert "no epoch kept" not in text
+
+
 def test_means_leave_out_what_left_no_model(balls: dict[str, Any]) -> None:
     other = Cell("cnn", "0.1", 50)
     art = row("art", **BALLS | {"RSR": 0.5})
