@@ -44,8 +44,8 @@ small one with its optimiser in `paper`.
 LIMITS = """
 ## What was not reproduced
 
-- The rows of the other tools: CARE, PRDNN, APRNN, REASSURE, TRADES and ART were not run, and their
-  figures are not copied. Some of them rest on failures of those runs and are no targets.
+- The rows of the other tools: CARE, PRDNN, APRNN, REASSURE, TRADES and ART are on a page of their
+  own, [comparison.md](comparison.md), some of them with footnotes.
 - Tables 2 (ACAS Xu) and 4 (CIFAR-10) are not on this page.
 - The paper's networks: ours have the layers and the accuracy of its table 6, but are trained anew.
 - The 10,000 test inputs of the paper's DGSR: only the first ones are attacked, as many as the table
