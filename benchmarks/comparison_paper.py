@@ -86,7 +86,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "e": (
         lambda method, printed: method == "reassure" and "FDD" in printed,
         "The paper's patches of REASSURE fade over a collar of five units on inputs of width one. "
-        "From that its FDD follows, and its RGR too; with a narrow collar there is neither.",
+        "From that its FDD follows, and most likely its RGR; with a narrow collar there is no FDD.",
     ),
     "f": (
         lambda method, printed: None in printed.values(),
