@@ -17,7 +17,7 @@ class Cap(Method):
     name: ClassVar[str] = "cap"
 
     def repair(self, task: Task) -> MethodResult:
-        """Nothing is trained, and no bound is needed: the least change inside the regions.
+        """Nothing is trained, and of bounds only that outputs are finite.
 
         Whoever is no better than this outside them has learned nothing that helps there.
         """
