@@ -6,7 +6,8 @@ A cell is one ``advrepair compare`` with every method that is installed, so inst
 ``plugins_contrib/advrepair-baselines`` first. It is named like ``fnn_small-0.1-50`` or
 ``2_1-prop_2``; patterns such as ``'*-50'`` name several, ``all`` every one, and without any only
 the page is written. A cell's folder in ``--out`` is gone on with if it was begun; when it is
-complete it becomes a JSON file, and is not run again. The page is written from all of these.
+complete it becomes a JSON file, and is not run again. The page is written from all of these;
+those of docs/comparison.md are kept in benchmarks/records/comparison.
 FOLDER of ``--data`` holds ``mnist/`` and ``acasxu/``; left out, it is that of the environment
 variable ADVREPAIR_DATA.
 """
@@ -20,6 +21,8 @@ from pathlib import Path
 from advrepair.core.files import write_text
 from benchmarks.comparison_cells import CELLS, Cell, compute, fill, read_all
 from benchmarks.comparison_page import page
+
+_RECORDS = Path(__file__).parent / "records" / "comparison"
 
 
 def parse_cells(pattern: str) -> list[Cell]:
@@ -37,7 +40,7 @@ def arguments() -> argparse.ArgumentParser:
     text = "names or patterns, or all; none: only write the page from what is there"
     parser.add_argument("cells", nargs="*", type=parse_cells, metavar="CELL", help=text)
     parser.add_argument("--data", type=Path, default=os.environ.get("ADVREPAIR_DATA"))
-    parser.add_argument("--out", type=Path, default=Path("runs/comparison"))
+    parser.add_argument("--out", type=Path, default=_RECORDS, help="of cells")
     parser.add_argument("--page", type=Path, help="Markdown file to write; left out: in --out")
     return parser
 

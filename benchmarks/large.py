@@ -1,12 +1,14 @@
 """Large networks: what patches behind the convolutions and caps bring, and what they cost.
 
-``ADVREPAIR_DATA=... python -m benchmarks.large --model resnet18 --weights model_test.pt --out
-FOLDER [--radii 4/255] [--counts 50,100] [--ways cap,sampled,proved,paper] [--limit 100] [--page]``
+``ADVREPAIR_DATA=... python -m benchmarks.large --model resnet18 --weights model_test.pt
+[--radii 4/255] [--counts 50,100] [--ways cap,sampled,proved,paper] [--limit 100] [--out FOLDER]``
+``python -m benchmarks.large --page docs/large-networks.md [--out FOLDER]``
 
 Images are the lossless ones of CIFAR-10, radii are in pixels. Every cell is one ``advrepair run``,
 one ``advrepair evaluate``, which ``--limit 0`` leaves out, and one ``advrepair check``, each in a
-process of its own, as a user would start it; what they say is kept in FOLDER, and a cell that is
-there is not computed again. ``--page`` prints the table of all cells in FOLDER.
+process of its own, as a user would start it; what they say is kept in FOLDER
+(benchmarks/records/large), and a cell that is there is not computed again. ``--page`` writes the
+tables of all cells in FOLDER into that page.
 
 Ways: ``cap``, training.objective=cap; ``sampled``, boxes of sampled features; ``proved``, boxes of
 proved features; ``paper``, boxes of samples with the paper's patches, loss, steps and allocation
@@ -23,9 +25,13 @@ import tempfile
 import time
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from advrepair.core.files import read_json, write_json
+import torch
+from safetensors.torch import load_file
+
+import advrepair
+from advrepair.core.files import read_json, write_json, write_text
+from benchmarks.large_page import Record, filled, rows
 
 _WAYS = {
     "cap": ["--set", "training.objective=cap"],
@@ -36,17 +42,15 @@ _WAYS = {
         *("--set", "training.clamp=false", "--allocator", "feature-cosine"),
     ],
 }
-_STATES = ("certified", "empirical", "falsified", "unknown")
-_RATES = ("RSR", "RGR", "DD", "DSR", "DGSR-query", "DGSR-oracle")
-Record = dict[str, Any]
+_FACTORY = ["--factory", "benchmarks.cifar_models:{model}"]
+_RECORDS = Path(__file__).parent / "records" / "large"
 
 
 def commands(
     given: argparse.Namespace, radius: str, count: int, way: str, data: str
 ) -> list[list[str]]:
     """The commands of a cell, without the folder of the run."""
-    factory = f"benchmarks.cifar_models:{given.model}"
-    files = [str(given.weights), "--factory", factory]
+    files = [str(given.weights), *(part.format(model=given.model) for part in _FACTORY)]
     files += ["--data", f"{data}/cifar10/cifar10_lossless.npz"]
     asked = ["--epsilon", radius, "--count", str(count)]
     asked += [] if way == "paper" else ["--allocator", "none"]
@@ -58,7 +62,7 @@ def commands(
 
 def compute(given: argparse.Namespace, radius: str, count: int, way: str) -> Record:
     """Repair, evaluate, if any input is to be attacked, and check."""
-    seconds = {}
+    seconds, load = {}, os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         parts = commands(given, radius, count, way, os.environ["ADVREPAIR_DATA"])
@@ -71,36 +75,28 @@ def compute(given: argparse.Namespace, radius: str, count: int, way: str) -> Rec
                 last = (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
                 raise RuntimeError(f"{' '.join(command)}: {last}")
         manifest, report = (read_json(folder / f"{n}.json") for n in ("manifest", "report"))
-    shown = commands(given, radius, count, way, "$ADVREPAIR_DATA")
+        changed = largest_change(folder)
+    report["folder"] = "FOLDER"
+    named = argparse.Namespace(**vars(given) | {"weights": given.weights.name})
+    shown = commands(named, radius, count, way, "$ADVREPAIR_DATA")
     return {
-        "model": given.model, "radius": radius, "count": count, "way": way,
+        "model": given.model, "radius": radius, "count": count, "way": way, "changed": changed,
         "verdict": json.loads(done.stdout), "report": report,
         "manifest": {key: manifest[key] for key in ("hardware", "seed", "versions")},
-        "seconds": seconds, "commands": [" ".join([*part, "FOLDER"]) for part in shown],
+        "load": load, "seconds": seconds,
+        "commands": [" ".join([*part, "FOLDER"]) for part in shown],
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip
 
 
-def page(records: list[Record]) -> str:
-    """The cells as a table."""
-    heads = ["network", "radius", "n", "way", "states", *_RATES, "missed"]
-    heads += ["run s", "repair s", "check s"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for each in sorted(records, key=lambda e: (e["model"], e["radius"], e["way"], e["count"])):
-        report, seconds = each["report"], each["report"]["seconds"]
-        states = [f"{report['properties'][s]} {s}" for s in _STATES if report["properties"][s]]
-        rates = [_percent(report["metrics"][name]) for name in _RATES]
-        missed = (report["features"]["missed"] or {}).get("searched")
-        repair = seconds["bounds"] + seconds["training"]
-        cells = [*(each[name] for name in ("model", "radius", "count", "way")), ", ".join(states)]
-        cells += [*rates, _percent(missed), f"{each['seconds']['run']:.0f}", f"{repair:.1f}"]
-        cells += [f"{each['seconds']['check']:.1f} {each['verdict']['verdict']}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+def largest_change(folder: Path) -> float:
+    """Of an output, by the repair, over the centres of all balls and their counterexamples."""
+    repaired, found = advrepair.load(folder), 0.0
+    x_adv = load_file(folder / "evaluation.safetensors")["x_adv"]
+    with torch.no_grad():
+        for x in torch.cat([repaired.center, x_adv]).split(50):
+            found = max(found, float((repaired(x) - repaired.base(x)).abs().max()))
+    return found
 
 
 def _listed(text: str) -> list[str]:
@@ -108,11 +104,11 @@ def _listed(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Compute the cells that are missing, or print the page."""
+    """Compute the cells that are missing, or write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=_RECORDS, help="where cells are kept")
     parser.add_argument("--radii", type=_listed, default=["4/255", "8/255"])
     parser.add_argument("--counts", type=_listed, default=["50", "100", "200", "500", "1000"])
     parser.add_argument("--ways", type=_listed, default=["cap", "sampled"])
@@ -120,20 +116,21 @@ def main() -> None:
         "--limit", type=int, default=100, help="unseen images attacked; 0: no evaluation"
     )
     parser.add_argument("--samples", type=int, default=1, help="examples for RGR to each for RSR")
-    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--page", type=Path, help="the page whose tables are written anew")
     given = parser.parse_args()
     if given.page:
-        print(page([read_json(path) for path in given.out.glob("*.json")]))
+        records = [read_json(path) for path in given.out.glob("*.json")]
+        write_text(given.page, filled(given.page.read_text(encoding="utf-8"), records))
         return
     if given.weights is None or "ADVREPAIR_DATA" not in os.environ:
         parser.error("give --weights, and set ADVREPAIR_DATA to the folder that holds cifar10/")
     given.out.mkdir(parents=True, exist_ok=True)
     for radius, count, way in product(given.radii, given.counts, given.ways):
-        name = f"{given.model}-{radius.replace('/', 'of')}-{count}-{way}.json"
-        if not (given.out / name).exists():
-            found = compute(given, radius, int(count), way)
-            write_json(given.out / name, found)
-            print(page([found]).splitlines()[-1], flush=True)
+        path = given.out / f"{given.model}-{radius.replace('/', 'of')}-{count}-{way}.json"
+        if not path.exists():
+            record = compute(given, radius, int(count), way)
+            write_json(path, record)
+            print(path.stem, *rows([record])[0], sep=" | ", flush=True)
 
 
 if __name__ == "__main__":

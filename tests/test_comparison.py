@@ -150,6 +150,11 @@ def test_the_command_line_writes_the_page(tmp_path: Path, balls: dict[str, Any])
     assert (tmp_path / "comparison.md").read_text() == page({SMALL: balls})
 
 
+def test_comparison_on_the_page_is_the_records() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert page(comparison_cells.read_all(comparison._RECORDS)) == text
+
+
 # The transcription -------------------------------------------------------------------------
 
 

@@ -252,7 +252,10 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target.split("#")[0]).exists(), f"{path.name}: {target}"
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+RECORDS = sorted((ROOT / "benchmarks" / "records").rglob("*.json"))
+
+
+@pytest.mark.parametrize("path", [*PAGES, *RECORDS], ids=lambda path: path.name)
 def test_no_paths_of_a_machine(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     found = re.findall(r"(?<![\w.:/])/(?:home|work|tmp|root|opt|usr|Users|mnt)/\S*", text)

@@ -1,6 +1,7 @@
 """Large networks: small residual networks through ONNX, and the table of the benchmark."""
 
 import argparse
+import json
 import warnings
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from advrepair import checker
 from advrepair.cli import app
 from advrepair.core.files import read_json
 from advrepair.core.network import load_network
-from benchmarks import cifar_models, large
+from benchmarks import cifar_models, large, large_page
 
+PAGE = Path(__file__).parents[1] / "docs" / "large-networks.md"
 GIVEN = argparse.Namespace(model="resnet18", weights=Path("w.pt"), samples=1, limit=100)
 
 
@@ -57,23 +59,60 @@ def test_the_commands_of_a_cell_are_what_a_user_would_type(way):
     assert (evaluate[1], check[1]) == ("evaluate", "check")
 
 
-def test_the_table_has_a_line_for_each_cell():
-    rates = {name: None for name in large._RATES} | {"RSR": 1.0, "RGR": 0.5}
-    properties = dict.fromkeys(large._STATES, 0) | {"empirical": 2, "falsified": 3}
+def cell(way="sampled", count=5, missed=None, metrics=None, certified=0):
+    """A cell as it is kept."""
+    rates = dict.fromkeys(large_page.RATES) | {"RSR": 1.0, "RGR": 0.5} | (metrics or {})
+    states = {"certified": certified, "empirical": 2, "falsified": 3, "unknown": 0}
     report = {
-        "properties": properties,
-        "metrics": rates,
-        "features": {"missed": {"searched": 0.72}},
-    }
-    report["seconds"] = {"bounds": 1.0, "training": 2.25}
-    cell = {
-        "model": "resnet18", "radius": "4/255", "count": 5, "way": "sampled", "report": report,
-        "verdict": {"verdict": "VALID"}, "seconds": {"run": 61.2, "check": 6.04},
+        "properties": states, "metrics": rates, "peak_memory_bytes": 2**30,
+        "features": {"missed": missed}, "seconds": {"bounds": 1.0, "training": 2.25},
     }  # fmt: skip
-    other = {**cell, "count": 2, "report": {**report, "features": {"missed": None}}}
-    head, _, *lines = large.page([cell, other]).splitlines()
-    assert [line.split(" | ")[2] for line in lines] == ["2", "5"]
-    cells = lines[1].strip("| ").split(" | ")
-    assert len(cells) == len(head.strip("| ").split(" | "))
-    assert cells[4:7] == ["2 empirical, 3 falsified", "100.0", "50.0"]
-    assert cells[-4:] == ["72.0", "61", "3.2", "6.0 VALID"]
+    return {
+        "model": "resnet18", "radius": "4/255", "count": count, "way": way, "report": report,
+        "verdict": {"verdict": "VALID", "margin": 0.01 if certified else None},
+        "seconds": {"run": 61.2, "check": 6.04},
+    }  # fmt: skip
+
+
+def test_tables_have_a_line_for_each_cell_and_the_columns_in_use():
+    first = cell(missed={"searched": 0.72})
+    other = {**cell(count=2), "radius": "16/255"}
+    head, text, *rest = large_page.sections([cell("paper", count=50), other, first])
+    assert (head, rest[0]) == ("### resnet18, 4/255", "### resnet18, 16/255")
+    names, _, *lines = ([c.strip() for c in line.strip("| ").split(" | ")]
+                        for line in text.splitlines())  # fmt: skip
+    shown = [dict(zip(names, line, strict=True)) for line in lines]
+    assert [line["way"] for line in shown] == ["sampled", "paper"]
+    assert {"margin", "changed", "DSR"}.isdisjoint(names)
+    assert shown[0]["states"] == "2 empirical, 3 falsified"
+    assert [line["missed"] for line in shown] == ["72.0", "-"]
+    assert [line["run s (paper)"] for line in shown] == ["61", "61 (266)"]
+    assert (shown[0]["repair s"], shown[0]["check s"]) == ("3.2", "6.0 VALID")
+
+
+def test_a_margin_is_said_of_what_is_certified():
+    at = large_page.HEAD.index("margin")
+    assert [row[at] for row in large_page.rows([cell(certified=2), cell()])] == ["0.01", "-"]
+
+
+def test_large_networks_of_the_page_are_the_records():
+    text = PAGE.read_text(encoding="utf-8")
+    records = [read_json(path) for path in large._RECORDS.glob("*.json")]
+    assert records and large_page.filled(text, records) == text
+    with pytest.raises(ValueError, match="a page needs the lines"):
+        large_page.filled("no marks", records)
+
+
+def test_a_cell_is_computed_and_names_no_path(files, tmp_path, monkeypatch):
+    data = tmp_path / "cifar10"
+    data.mkdir()
+    (data / "cifar10_lossless.npz").symlink_to(files[1])
+    monkeypatch.setenv("ADVREPAIR_DATA", str(tmp_path))
+    given = argparse.Namespace(model="resnet2b", weights=files[0], samples=1, limit=0)
+    monkeypatch.setattr(large, "_FACTORY", [])  # an ONNX file has none
+    found = large.compute(given, "4/255", 2, "cap")
+    assert found["report"]["properties"]["certified"] == 2
+    assert found["verdict"]["verdict"] == "VALID"
+    assert found["changed"] > 0
+    assert str(tmp_path) not in json.dumps(found) and str(files[0].parent) not in json.dumps(found)
+    assert found["commands"][0].startswith("advrepair run net.onnx --data $ADVREPAIR_DATA/cifar10/")

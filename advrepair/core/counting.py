@@ -16,6 +16,7 @@ from advrepair.core.graph import NON_AFFINE, Network, Operation, size
 _SCALINGS = 3  # bounds of multiples of a patch in one epoch, core/training.py
 _SUMS = 12  # times that N's rows are read until a constant is proved
 _PARTS = 24  # times that the parts of a detector are read or written in a step
+_STEP = 150  # times that the numbers of an input are read or written in a step of an attack
 _RELU, _ENDS = 6, 3  # times that rows are read or written at a ReLU, and for their least value
 
 
@@ -83,11 +84,31 @@ def _took(step: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def pace(network: Network, together: int) -> float:
+    """Measured seconds of a forward pass with its gradient, over the limit of its count.
+
+    Small networks take several times their limit, large ones less than it: products of large
+    matrices are faster than those that the machine is measured with. together: inputs at once.
+    """
+    x = torch.rand(together, *network.input_shape, dtype=network.dtype, requires_grad=True)
+
+    def step() -> object:
+        return torch.autograd.grad(network(x).sum(), x)
+
+    took = min(_took(step) for _ in range(2))  # the first finds memory and kernels
+    return took / (together * forward(network, gradient=True).limit(machine()))
+
+
 def forward(network: Network, gradient: bool = False) -> Count:
     """One input through a network; with the gradient by the input, three times as much."""
     values = size(network.input_shape) + sum(size(op.shape) for op in network.operations)
     times = 2 if gradient else 1
     return Count(single=times * _products(network), moved=times * 3 * 4 * values)
+
+
+def climb(network: Network) -> Count:
+    """One step of an attack on one input."""
+    return forward(network, True) + Count(moved=4 * _STEP * size(network.input_shape))
 
 
 def rows(network: Network, count: int, rigorous: bool, own_weights: bool = False) -> Count:

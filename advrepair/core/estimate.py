@@ -6,8 +6,9 @@ from typing import Any
 
 from attrs import field, frozen
 
+from advrepair.core.attacking import at_once
 from advrepair.core.config import Configuration
-from advrepair.core.counting import Count, Machine, machine
+from advrepair.core.counting import Count, Machine, machine, pace
 from advrepair.core.inputs import Inputs
 from advrepair.core.memory import resident_memory
 from advrepair.core.workload import (
@@ -21,14 +22,16 @@ from advrepair.core.workload import (
 
 # Measured seconds over the larger of the two limits (core/counting.py), and seconds of Python
 # beside that for each call: a step of an attack on a chunk, an epoch of a shard, a test input.
+# Where a stage runs the network, the limit is multiplied by the network's own pace.
 FACTORS = {
-    "attack": (9.0, 2e-3),
+    "attack": (1.2, 2e-3),
     "bounds": (3.8, 2e-3),
     "training": (4.6, 5e-3),
     "proof": (2.3, 3e-3),
-    "certification": (5.0, 4e-3),
-    "evaluation": (5.7, 40e-6),
+    "certification": (1.2, 4e-3),
+    "evaluation": (1.2, 40e-6),
 }
+_RUNNING = ("attack", "certification", "evaluation")
 STAGES = ("attack", "patches", "certification", "evaluation")
 _PATCHES = ("bounds", "training", "proof")  # what the stage of that name consists of
 
@@ -125,9 +128,10 @@ def of_setting(setting: Setting, timed: bool = True) -> Estimate:
 
 
 def _seconds(setting: Setting, known: Machine) -> dict[str, float]:
-    spent = {}
+    spent, measured = {}, pace(setting.network, at_once(setting.network))
     for step, (count, calls) in counts(setting).items():
         factor, each = FACTORS[step]
+        factor *= measured if step in _RUNNING else 1.0
         spent[step] = factor * count.limit(known) + each * calls
     patches = sum(spent.pop(step) for step in _PATCHES) / setting.workers
     spent["patches"] = patches

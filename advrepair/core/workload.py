@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from attrs import frozen
 
-from advrepair.core.attacking import balls
+from advrepair.core.attacking import at_once, balls
 from advrepair.core.bounding import bytes_per_box, bytes_per_patch, chunks
 from advrepair.core.capping import OBJECTIVE, capping
 from advrepair.core.config import Configuration
-from advrepair.core.counting import Count, constants, detector, epoch, forward, proof, rows
+from advrepair.core.counting import Count, climb, constants, detector, epoch, forward, proof, rows
 from advrepair.core.graph import INPUT, NON_AFFINE, Network, size
 from advrepair.core.inputs import Inputs, clip_of
 from advrepair.core.options import values
@@ -156,11 +156,12 @@ def counts(setting: Setting) -> dict[str, tuple[Count, float]]:
     """Work of every step, and how many calls it takes; on all threads together."""
     n, plan, network = setting.properties, setting.plan, setting.network
     steps, epochs, shards = _attack_steps(plan), _epochs(plan), len(setting.shards)
-    climb = steps * forward(network, True)
-    tried = -(-n // _AT_ONCE) * _AT_ONCE if setting.balls else n
+    together = at_once(network)
+    descent = steps * climb(network)
+    tried = -(-n // together) * together if setting.balls else n
     routed = Count(moved=_PAIR * n)
     deployed = forward(setting.template, True) + setting.weights + routed
-    attacked = n * (climb + steps * deployed) if plan.certification.attack else Count()
+    attacked = n * (descent + steps * deployed) if plan.certification.attack else Count()
     boxes, read = max(n, _LEAST * shards), Count(moved=3 * 8 * network.parameters_count)
     fronts = shards if plan.training.objective == OBJECTIVE else boxes  # one box for all of a shard
     trained = n * (epochs * epoch(setting.template, setting.rows))
@@ -169,26 +170,26 @@ def counts(setting: Setting) -> dict[str, tuple[Count, float]]:
     trained += n * proof(setting.template, setting.rows)
     held = n * constants(setting.template, setting.rows)
     return {
-        "attack": (tried * climb, steps * tried / _AT_ONCE),
+        "attack": (tried * descent, steps * tried / together),
         "bounds": (
             boxes * rows(setting.tail, setting.rows, True) + fronts * setting.front + shards * read,
             shards,
         ),
         "training": (trained, shards * epochs),
         "proof": (held, shards),
-        "certification": (attacked, steps * -(-n // _AT_ONCE)),
+        "certification": (attacked, steps * -(-n // together)),
         "evaluation": (
-            _evaluation(setting, climb, routed),
+            _evaluation(setting, descent, routed),
             n * setting.examples + setting.tests,
         ),
     }
 
 
-def _evaluation(setting: Setting, climb: Count, routed: Count) -> Count:
+def _evaluation(setting: Setting, descent: Count, routed: Count) -> Count:
     """Examples are searched for and tried on both repairs, and so are the test inputs."""
     n, network, plan = setting.properties, setting.network, setting.plan
     query = 3.0 * forward(network) + forward(setting.template) + 2.0 * routed
-    examples = n * setting.examples * (climb + query) + 2.0 * n * setting.weights
+    examples = n * setting.examples * (descent + query) + 2.0 * n * setting.weights
     examples += n * _SAMPLINGS * setting.samples  # how often boxes fail
     if plan.allocator.name == "none":
         return examples + setting.tests * query
