@@ -45,7 +45,7 @@ def repair(options: Aprnn, task: Task) -> MethodResult:
         layers = {first: layers[first]}
     inside = len(asked.x) * sum(math.prod(op.shape) for op in network.operations)
 
-    def attempt(layer: str) -> Tried:
+    def attempt(layer: str, task: Task) -> Tried:
         begin, free = time.perf_counter(), changing(network, layers[layer])
         refuse_if_too_large(sum(network.tensors[n].numel() for n in free), inside, task.memory)
         place = Place.at(network, layer, free, asked.x, asked.like)
@@ -62,7 +62,7 @@ def repair(options: Aprnn, task: Task) -> MethodResult:
     more: dict[str, Any] = {"margin": options.margin, "inputs": len(asked.x)}
     if boxes:
         more |= {"regions": list(task.properties.names), "pieces": 2**options.cuts}
-    return best_of(layers, attempt, Scope.REGION if boxes else Scope.POINTS, more)
+    return best_of(task, layers, attempt, Scope.REGION if boxes else Scope.POINTS, more)
 
 
 def changing(network: Network, layer: Operation) -> tuple[str, ...]:

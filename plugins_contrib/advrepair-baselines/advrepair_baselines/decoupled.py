@@ -61,7 +61,7 @@ def decouple(options: Prdnn, task: Task) -> MethodResult:
     demanded = Demanded.nearest(task.properties[task.owner], outputs)
     inside = len(task.x_adv) * sum(math.prod(op.shape) for op in network.operations)
 
-    def attempt(layer: str) -> Tried:
+    def attempt(layer: str, task: Task) -> Tried:
         begin, free = time.perf_counter(), tuple(layers[layer].tensors.values())
         refuse_if_too_large(sum(network.tensors[n].numel() for n in free), inside, task.memory)
         place = Place.at(network, layer, free, task.x_adv, task.x_adv)
@@ -75,4 +75,4 @@ def decouple(options: Prdnn, task: Task) -> MethodResult:
         seconds = time.perf_counter() - begin
         return looked_at(task, layer, effects, change, model, seconds)
 
-    return best_of(layers, attempt, Scope.POINTS, {"margin": options.margin})
+    return best_of(task, layers, attempt, Scope.POINTS, {"margin": options.margin})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from advrepair import MethodResult, MethodStatus, Operation, Scope, Task, UsageError
@@ -116,24 +116,30 @@ def accuracy(task: Task, model: nn.Module) -> float:
 
 
 def best_of(
-    layers: Iterable[str], attempt: Callable[[str], Tried], scope: Scope, more: Mapping[str, Any]
+    task: Task,
+    layers: Collection[str],
+    attempt: Callable[[str, Task], Tried],
+    scope: Scope,
+    more: Mapping[str, Any],
 ) -> MethodResult:
     """The model that keeps most held-out inputs right; of equals, the one that cost least.
 
-    All of them repair. Where time or memory ends for one layer, what the others gave stays.
+    All of them repair. Each layer may take an equal share of the time that is left then, so what
+    one does not need is for those behind it; where a layer's time or the memory ends, what the
+    others gave stays.
     """
     tried: list[Tried] = []
-    for layer in layers:
-        begin = time.perf_counter()
+    for number, layer in enumerate(layers):
+        begin, share = time.perf_counter(), task.left() / (len(layers) - number)
         try:
-            tried.append(attempt(layer))
+            tried.append(attempt(layer, evolve(task, deadline=min(task.deadline, begin + share))))
         except (MemoryError, TimeoutError) as error:
             late = isinstance(error, TimeoutError)
             status = MethodStatus.TIMEOUT if late else MethodStatus.OUT_OF_MEMORY
             took = round(time.perf_counter() - begin, 3)
             known = {"status": status.value, "reason": str(error), "seconds": took}
             tried.append(Tried(layer, status, known))
-            if late:
+            if task.left() <= 0:
                 break
     evidence = {**more, "layers": {each.layer: dict(each.evidence) for each in tried}}
     found = [each for each in tried if each.model is not None]

@@ -43,7 +43,10 @@ class Mended:
 
 
 def repair(options: Reassure, task: Task) -> MethodResult:
-    """Patches of all regions that could be solved in time; none is applied unproved."""
+    """Patches of all regions that could be solved in time; none is applied unproved.
+
+    Promised are the regions only if all of them were solved.
+    """
     pieces = Pieces(task.network)
     found = bugs(pieces, task)
     _refuse_too_large(task, pieces, len(found))
@@ -85,7 +88,8 @@ def repair(options: Reassure, task: Task) -> MethodResult:
         "still wrong": wrong,
     }
     status = MethodStatus.NOT_REPAIRED if wrong else MethodStatus.REPAIRED
-    return MethodResult(model, status, Scope.REGION, evidence)
+    scope = Scope.NONE if wrong or failures else Scope.REGION
+    return MethodResult(model, status, scope, evidence)
 
 
 def bugs(pieces: Pieces, task: Task) -> list[Bugs]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from advrepair import MethodStatus, Network, Operation, Scope, Task, UsageError,
 from advrepair.testing import METHOD_CHECKS, digits_task, digits_test_images
 from advrepair_baselines import layerwise
 from advrepair_baselines.decoupled import Decoupled
-from advrepair_baselines.layerwise import looked_at
+from advrepair_baselines.layerwise import Tried, best_of, looked_at
 from advrepair_baselines.linearised import Demanded, Effects, Place
 from advrepair_baselines.lp_types import Change
 from advrepair_baselines.prdnn import Prdnn
@@ -115,6 +116,34 @@ def test_a_model_that_is_wrong_after_all_is_never_applied(threshold: Task) -> No
     tried = looked_at(threshold, "linear0", effects, change, network, 0.0)
     assert (tried.model, tried.status) == (None, MethodStatus.SOLVER_FAILED)
     assert tried.evidence["reason"] == "1 inputs are wrong after rounding to torch.float32"
+
+
+def test_a_layer_that_takes_all_its_time_leaves_the_others_theirs(threshold: Task) -> None:
+    asked = []
+
+    def attempt(layer: str, task: Task) -> Tried:
+        asked.append(task.left())
+        if layer == "slow":
+            time.sleep(task.left())
+            task.tell(layer, 0, 1)
+        return Tried(layer, MethodStatus.REPAIRED, {}, task.network)
+
+    task = evolve(threshold, deadline=time.perf_counter() + 3.0)
+    result = best_of(task, ["slow", "quick", "last"], attempt, Scope.POINTS, {})
+    assert (result.status, result.evidence["layer"]) == (MethodStatus.REPAIRED, "quick")
+    assert result.evidence["layers"]["slow"]["status"] == "timeout"
+    first, second, third = asked
+    assert 0.5 < first <= 1 and 0.5 < second <= 1.01 and third > second
+
+
+def test_when_all_the_time_is_up_no_further_layer_is_tried(threshold: Task) -> None:
+    def attempt(layer: str, task: Task) -> Tried:
+        time.sleep(0.2)
+        raise TimeoutError(f"up in {layer}")
+
+    task = evolve(threshold, deadline=time.perf_counter() + 0.1)
+    result = best_of(task, ["first", "second"], attempt, Scope.POINTS, {})
+    assert (result.status, list(result.evidence["layers"])) == (MethodStatus.TIMEOUT, ["first"])
 
 
 def test_no_memory_is_said_with_the_number(threshold: Task) -> None:

@@ -376,6 +376,6 @@ def test_it_ends_in_time_with_what_it_has(digits: Task, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(reassure_repair, "mend", mend)
     result = Reassure().repair(evolve(digits, deadline=time.perf_counter() + 4.0))
-    assert result.status is MethodStatus.NOT_REPAIRED
+    assert (result.status, result.scope) == (MethodStatus.NOT_REPAIRED, Scope.NONE)
     assert 0 < result.evidence["solved"] < 12 and result.evidence["still wrong"] > 0
     assert "the time was up" in result.evidence["unsolved"]
