@@ -28,8 +28,8 @@ FACTORS = {
     "bounds": (3.8, 2e-3),
     "training": (4.6, 5e-3),
     "proof": (2.3, 3e-3),
-    "certification": (1.2, 4e-3),
-    "evaluation": (1.2, 40e-6),
+    "certification": (1.5, 4e-3),
+    "evaluation": (1.0, 40e-6),
 }
 _RUNNING = ("attack", "certification", "evaluation")
 STAGES = ("attack", "patches", "certification", "evaluation")
