@@ -12,11 +12,11 @@ from typing import Any
 
 from attrs import asdict, frozen
 
-from advrepair.core.files import read_json, write_json
+from advrepair.core.files import write_json
 from benchmarks.cells import NETWORKS
 
 SECONDS, MEMORY, LIMIT = 120, 4, 100  # of a method; GiB; inputs and regions attacked
-_PROPERTY = "prop_2"
+_PROPERTY, _DATA = "prop_2", "$ADVREPAIR_DATA"
 Record = dict[str, Any]
 
 
@@ -81,14 +81,13 @@ def compute(cell: Cell, data: Path, folder: Path) -> Record:
     if done.returncode:
         last = (done.stderr.strip() or f"exit {done.returncode}, no message").splitlines()[-1]
         raise RuntimeError(f"{shlex.join(asked)}: {last}")
+    named = (folder / "comparison.json").read_text().replace(str(data), _DATA)
     return {
         "cell": asdict(cell),
-        "command": shlex.join([*command(cell, "DATA"), "FOLDER"]).replace(
-            "DATA", "$ADVREPAIR_DATA"
-        ),
+        "command": shlex.join([*command(cell, "DATA"), "FOLDER"]).replace("DATA", _DATA),
         "date": datetime.date.today().isoformat(),
         "load": load,
-        "comparison": read_json(folder / "comparison.json"),
+        "comparison": json.loads(named),
     }
 
 

@@ -239,7 +239,10 @@ class Comparison:
 
 
 def attempt_one(line: Line, folder: str, name: str) -> None:
-    """What the process of a method does: repair, then measure; each is written when it is done."""
+    """What the process of a method does: repair, measure, write the model.
+
+    What is known is written when each is done, so that nothing is lost if the process is ended.
+    """
     path, registry = Path(folder), Registry.load()
     whole = Comparison.resolved(registry, [read_toml(path / TOML)], path)
     (method,) = [each for each in whole.methods if each.name == name]
@@ -257,9 +260,10 @@ def attempt_one(line: Line, folder: str, name: str) -> None:
     attempt = Attempt(result, seconds, bench.proved(result.model))
     work = Work(line.progress)
     row |= measured(bench, name, attempt, unseen, work).as_json()
-    row |= written_model(place, result.model, bench)
     row["seconds"]["evaluation"] = sum(work.seconds.values())
-    write_json(place / RESULT, row | {"measured": True})
+    row["measured"] = True
+    write_json(place / RESULT, row)
+    write_json(place / RESULT, row | written_model(place, result.model, bench))
 
 
 def _identity(layer: Layer, registry: Registry) -> dict[str, Any]:

@@ -103,9 +103,11 @@ def finished(place: Path, ended: Ended, limits: Sequence[float]) -> Row:
         row.setdefault(key, {name: None for name in METRICS} if key == "figures" else {})
     row.setdefault("flags", [])
     row.setdefault("model", None)
-    if lived and not row.pop("measured"):
+    told = row.pop("measured", False)
+    if lived and not told:
         row["reason"] = f"repaired, but not measured: {_why(ended, limits)}"
-    row.pop("measured", None)
+    elif lived and ended.how is not How.DONE:
+        row["model_reason"] = _why(ended, limits)
     return row
 
 

@@ -51,7 +51,7 @@ class Reassure(Method):
         """N and its patches, as a module.
 
         Raises UsageError for a network that is not piecewise linear by its ReLUs alone, and
-        where the rows of all regions do not fit the memory.
+        where the rows of one region do not fit the memory.
         """
         self.require()
         from advrepair_baselines.reassure_repair import repair

@@ -22,14 +22,17 @@ _FEW = 32  # inputs, up to which the box of a region is made as narrow as it can
 _RIM = 1e-7  # a collar is no narrower
 _SPAN = 1e-10  # singular values that are smaller, of the largest, count as 0
 _AT_ONCE = 256
+_COPIES = 8  # of all rows: found, together, stored, and several while they are written
 
 
 @frozen(eq=False)
 class Bugs:
-    """Counterexamples of one region. first: [*S]. owners: their properties, sorted."""
+    """Counterexamples of one region. first: [*S]. owners: their properties, sorted.
+
+    The rows of the region are found again when it is its turn: together they may not fit.
+    """
 
     first: Tensor
-    piece: Piece
     owners: tuple[int, ...]
 
 
@@ -43,26 +46,30 @@ class Mended:
 
 
 def repair(options: Reassure, task: Task) -> MethodResult:
-    """Patches of all regions that could be solved in time; none is applied unproved.
+    """Patches of all regions that could be solved in time and held; none is applied unproved.
 
     Promised are the regions only if all of them were solved.
     """
     pieces = Pieces(task.network)
     found = bugs(pieces, task)
-    _refuse_too_large(task, pieces, len(found))
+    most_rows = _refuse_too_large(task, pieces)
     mended: list[Mended] = []
     failures: Counter[str] = Counter()
-    infeasible, pace = 0, 0.0
+    infeasible, pace, held = 0, 0.0, 0
     for number, each in enumerate(found):
         if task.left() < 2 * pace:
             failures["the time was up"] += len(found) - number
             break
+        if _COPIES * held + most_rows > task.memory:
+            failures["the memory was full"] += len(found) - number
+            break
         task.tell("reassure", number, len(found))
         begin = time.perf_counter()
-        made = mend(options, task, each)
+        made = mend(options, task, each, pieces.around(each.first))
         pace = max(pace, time.perf_counter() - begin)
         if isinstance(made, Mended):
             mended.append(made)
+            held += made.region.A.nbytes
         else:
             failures[made.why] += 1
             infeasible += made.infeasible
@@ -101,14 +108,14 @@ def bugs(pieces: Pieces, task: Task) -> list[Bugs]:
             task.tell("reassure: regions", number, len(task.x_adv))
         piece = pieces.around(x)
         key = piece.on.numpy().tobytes(), component[owner]
-        known = groups.setdefault(key, Bugs(x, piece, ()))
+        known = groups.setdefault(key, Bugs(x, ()))
         groups[key] = evolve(known, owners=tuple(sorted({owner, *known.owners})))
     return list(groups.values())
 
 
-def mend(options: Reassure, task: Task, bug: Bugs) -> Mended | Failure:
+def mend(options: Reassure, task: Task, bug: Bugs, piece: Piece) -> Mended | Failure:
     """The patch of one region, if it is proved to do what is demanded there."""
-    owners, asked, piece = torch.tensor(bug.owners), task.properties, bug.piece
+    owners, asked = torch.tensor(bug.owners), task.properties
     lower = asked.box.lower[owners].flatten(1).double().amin(0)
     upper = asked.box.upper[owners].flatten(1).double().amax(0)
     region = Region.of(*piece.faces(), lower, upper)
@@ -116,7 +123,7 @@ def mend(options: Reassure, task: Task, bug: Bugs) -> Mended | Failure:
     if len(lower) <= _FEW:
         region = narrowed(region, maxima, task.left())
         maxima = Maxima(region)
-    rows, constant = demands(task, bug, Box(asked.box.lower[owners], asked.box.upper[owners]))
+    rows, constant = demands(task, bug, piece)
     constant = constant + options.margin
     v, w = rows @ piece.F, rows @ piece.f + constant
     if entries(len(region.b) + 2 * len(lower), len(lower), *rows.shape) <= options.entries:
@@ -167,15 +174,16 @@ def narrowed(region: Region, maxima: Maxima, seconds: float) -> Region:
     return Region.of(region.A, region.b, torch.minimum(lower, upper), torch.maximum(lower, upper))
 
 
-def demands(task: Task, bug: Bugs, boxes: Box) -> tuple[Tensor, Tensor]:
+def demands(task: Task, bug: Bugs, piece: Piece) -> tuple[Tensor, Tensor]:
     """What is wanted in a region, ``rows y + constant <= 0``: [Q,K] and [Q], each row once.
 
     Of every property whose box meets one of the region's; of a group, of which one row must
     hold, the row that is nearest to it at the first counterexample.
     """
-    asked = task.properties
+    asked, owners = task.properties, torch.tensor(bug.owners)
+    boxes = Box(asked.box.lower[owners], asked.box.upper[owners])
     which = asked.box.meets(boxes)[:, 1].unique()
-    y = bug.piece.F @ bug.first.double().flatten() + bug.piece.f
+    y = piece.F @ bug.first.double().flatten() + piece.f
     C, d = asked.C[which].double(), asked.d[which].double()
     value, found = C @ y + d, []
     for i, group in enumerate(asked.group[which]):
@@ -229,21 +237,24 @@ def _most(patch: Patch, faces: tuple[Tensor, Tensor]) -> Tensor:
     return most.max() * (1 + 1e-9)
 
 
-def _refuse_too_large(task: Task, pieces: Pieces, regions: int) -> None:
-    inputs = task.x_adv[0].numel()
-    size = 8 * inputs * regions * (pieces.units + task.network.outputs + 4)
+def _refuse_too_large(task: Task, pieces: Pieces) -> int:
+    """Bytes of the rows of one region at most; raises UsageError if they do not fit."""
+    inputs, rows = task.x_adv[0].numel(), pieces.units + task.network.outputs + 4
+    size = 8 * inputs * rows
     if size > task.memory:
         raise UsageError(
-            f"reassure keeps {regions} regions of up to {pieces.units} rows of {inputs} numbers, "
-            f"{size / 2**30:.3g} GiB, and there are {task.memory / 2**30:.3g}: raise --memory, or "
-            "repair fewer counterexamples"
+            f"reassure takes up to {rows} rows of {inputs} numbers for one region, "
+            f"{size / 2**30:.3g} GiB, and there are {task.memory / 2**30:.3g}: raise --memory"
         )
+    return size
 
 
 def _nothing(
     evidence: dict[str, object], infeasible: int, regions: int, failures: Counter[str]
 ) -> MethodResult:
     """Nothing was solved."""
+    if "the memory was full" in failures:
+        raise MemoryError("the rows of the first region do not fit")
     if "the time was up" in failures:
         raise TimeoutError("the time was up before the first patch was solved")
     status = MethodStatus.INFEASIBLE if infeasible == regions else MethodStatus.SOLVER_FAILED

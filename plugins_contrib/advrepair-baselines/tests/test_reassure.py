@@ -309,7 +309,7 @@ def test_a_solver_without_time_is_not_believed() -> None:
 
 
 def test_what_does_not_fit_is_refused_with_its_size(threshold: Task) -> None:
-    with pytest.raises(UsageError, match=r"1 regions of up to 0 rows of 1 numbers, .* GiB"):
+    with pytest.raises(UsageError, match=r"up to \d+ rows of 1 numbers for one region, .* GiB"):
         Reassure().repair(evolve(threshold, memory=10))
 
 
@@ -379,3 +379,15 @@ def test_it_ends_in_time_with_what_it_has(digits: Task, monkeypatch: pytest.Monk
     assert (result.status, result.scope) == (MethodStatus.NOT_REPAIRED, Scope.NONE)
     assert 0 < result.evidence["solved"] < 12 and result.evidence["still wrong"] > 0
     assert "the time was up" in result.evidence["unsolved"]
+
+
+def test_it_stops_when_the_rows_of_its_regions_fill_the_memory(
+    digits: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reassure_repair, "_COPIES", 2**16)
+    monkeypatch.setattr(reassure_repair, "_refuse_too_large", lambda *given: 1)
+    result = Reassure().repair(evolve(digits, memory=2**30))
+    assert (result.status, result.scope) == (MethodStatus.NOT_REPAIRED, Scope.NONE)
+    assert 0 < result.evidence["solved"] < 12
+    solved = result.evidence["regions"] - result.evidence["solved"]
+    assert result.evidence["unsolved"] == {"the memory was full": solved}
