@@ -57,7 +57,7 @@ Figures in this section are of 50 balls, unless it says otherwise.
   points. At 0.3 it fails: 8, 8 and 0 % of them, for 10.9 to 24.0 points.
 - **Points are points.** APRNN and PRDNN repair every counterexample, for 0.5 points at most, and
   hardly a ball stands (DSR at most 12 %). REASSURE loses nothing and repairs little else: DSR is
-  at most 8 %. On the CNN a region takes it one to fourteen seconds, and from 0.1 on the time is up
+  at most 8 %. On the CNN a region takes it one to thirty seconds, and from 0.1 on the time is up
   before all are solved.
 - **What agrees with the paper**: our own rows but for DGSR; the RSR of 100 % and the small DSR of
   the linear programs; ART on ACAS Xu (FDD 6.3 % here, 5.8 % there); TRADES on the CNN, roughly.
