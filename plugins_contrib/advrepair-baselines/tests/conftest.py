@@ -94,3 +94,11 @@ def acas_task(count: int = 50) -> Task:
     owner = torch.zeros(len(x_adv), dtype=torch.long)
     unused: dict[str, Any] = {"attack": None, "prepare": None}
     return Task(network, properties, x_adv, owner, clean, held, decision="argmin", **unused)
+
+
+def kinked() -> Network:
+    """Hidden relu(x - 0.3), relu(x - 0.6); outputs 1 + a - 2 b and 1.1."""
+    return network_of(
+        ([[1.0], [1.0]], [-0.3, -0.6]),
+        ([[1.0, -2.0], [0.0, 0.0]], [1.0, 1.1]),
+    )
