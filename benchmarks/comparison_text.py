@@ -76,9 +76,10 @@ Figures in this section are of 50 balls, unless it says otherwise.
 - **With 200 balls** the order is the same. `advrepair` proves all of them on the three networks at
   the three radii, in 1.5 s at most. More balls teach the others more: of unseen inputs ART makes 79
   to 89 % stand at 0.05, 60 to 86 % proved, and TRADES on the CNN 94 %, 88 % proved, with all 200
-  balls. At 0.1 ART proves 96, 96 and 88 % of the balls for about 2 points, but wants all of its time.
-  APRNN, whose solver failed there on fnn_small, repairs all 200, for 1.6 points at most; its largest
-  layers do not end within their share of the time, or have no solution (the convolution).
+  balls. At 0.1 ART proves 96.5, 96.5 and 87.5 % of the balls for about 2 points, but wants all of
+  its time. APRNN, whose solver failed there on fnn_small, repairs all 200, for 1.6 points at most;
+  its largest layers do not end within their share of the time, or have no solution (the
+  convolution).
 """
 
 CHOOSING = """
