@@ -107,9 +107,11 @@ CHOOSING = """
 LIMITS = """
 ## What was not run
 
-- `trades` on ACAS Xu: it needs a label. APRNN and TRADES are not in the paper's table 2. The
-  networks of it that were run are its first ten.
-- Other numbers of balls than 50 and 200, and the paper's CIFAR-10 (table 4).
+- `trades` and `cap` on ACAS Xu: they take balls around labelled inputs. APRNN and TRADES are not in
+  the paper's table 2. The networks of it that were run are its first ten.
+- The paper's CIFAR-10 (table 4), by other methods than ours: for ours see
+  [large-networks.md](large-networks.md).
+- Other numbers of balls than 50 and 200.
 - More than one seed. TRADES changes by tens of points with the seed where few inputs are
   repaired.
 - Other options than the defaults, and more time: most of all ART on the CNN and REASSURE would
