@@ -8,7 +8,12 @@ rest is for plugin authors.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# MKL's products may differ in the last bit by where in memory a row lies, on processors of AMD. So
+# they do not, at no cost. It is read at the first product; whoever has set it knows better.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 if TYPE_CHECKING:
     from advrepair.api import certify, load, repair

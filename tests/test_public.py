@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -262,3 +263,11 @@ def test_every_module_and_class_of_the_core_is_described(module):
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             assert ast.get_docstring(node), f"{module}.{node.name}"
+
+
+def test_products_do_not_depend_on_where_in_memory_a_row_lies() -> None:
+    code = "import os, advrepair; print(os.environ['MKL_CBWR'])"
+    bare = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    for given, found in ((bare, "AUTO"), (bare | {"MKL_CBWR": "AVX2"}, "AVX2")):
+        done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True)
+        assert done.stdout.decode().strip() == found

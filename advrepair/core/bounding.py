@@ -23,7 +23,7 @@ from advrepair.core.types import LinearBound
 
 _CACHE_BYTES = 2**24  # chunks near the cache's size run faster than chunks near the memory's
 _FEW = 8  # boxes in a chunk, unless they are large: one at a time is slow for other reasons
-_LEAST = 4  # to which fewer are filled up: very small batches compute otherwise
+_LEAST = 16  # to which fewer are filled up: small batches compute otherwise, on some processors
 _LARGE_BYTES = 2**30
 # What all boxes share is worked out once a chunk, so many boxes are better, if they are not wide.
 _MANY = 512
