@@ -163,7 +163,7 @@ def counts(setting: Setting) -> dict[str, tuple[Count, float]]:
     deployed = forward(setting.template, True) + setting.weights + routed
     attacked = n * (descent + steps * deployed) if plan.certification.attack else Count()
     boxes, read = max(n, _LEAST * shards), Count(moved=3 * 8 * network.parameters_count)
-    fronts = shards if plan.training.objective == OBJECTIVE else boxes  # one box for all of a shard
+    fronts = shards if plan.training.objective == OBJECTIVE else n  # one box for all of a shard
     trained = n * (epochs * epoch(setting.template, setting.rows))
     if plan.training.objective == "intrusion" and setting.balls:
         trained = n * detector(setting.template)
