@@ -12,7 +12,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # MKL's products may differ in the last bit by where in memory a row lies: seen on an AMD EPYC with
-# AVX-512. So they do not, as fast there. It is read at the first product; whoever has set it knows better.
+# AVX-512. So they do not, as fast there. It is read at the first product; whoever has set it knows
+# better.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
 if TYPE_CHECKING:

@@ -100,7 +100,7 @@ def test_a_killed_driver_is_resumed(tmp_path: Path) -> None:
 def test_an_interrupted_driver_ends_what_it_started(tmp_path: Path) -> None:
     process, mark = start(tmp_path, *RAY)
     until(lambda: bool(shards(tmp_path)) or process.poll() is not None)
-    time.sleep(0.3)  # sent at once it was lost twice, and the run went on to its end; why is not known
+    time.sleep(0.3)  # sent at once it was lost twice; why is not known
     process.send_signal(signal.SIGINT)
     code, shown = ended(process)
     assert code == 130, shown
